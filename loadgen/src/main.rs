@@ -1,0 +1,2 @@
+//! PulseStream.
+fn main() {}
