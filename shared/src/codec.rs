@@ -1,0 +1,269 @@
+//! What an event looks like as a record of the log.
+//!
+//! | part | content |
+//! |---|---|
+//! | key | deviceId as hyphenated text |
+//! | value | [`Event::to_json`], readable by any Kafka tool |
+//! | header `client` | the client's number, decimal text |
+//! | header `received-at` | when a gateway accepted it, unix microseconds, decimal text |
+//! | header `unsure` | `1` when it was accepted without a shared lock; else absent |
+//! | header `replay` | `1` on a replayed dead letter: stored, not shown live; else absent |
+//! | header `traceparent` | W3C trace context, when the request was sampled |
+//!
+//! Unknown headers and unknown fields are ignored, so that a newer writer can precede an older reader.
+//! Everything a record may hold comes from outside; decoding never panics and names what is wrong.
+
+use bytes::Bytes;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use crate::event::{ClientId, DEVICE_ID_RANGE, DeviceId, EVENT_TYPE_CHARS, Event, EventId};
+use crate::log::{Headers, NewRecord, Record, partition_of};
+use crate::metadata::{Metadata, has_nul};
+
+/// An event the pipeline took responsibility for.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Accepted {
+    /// The event.
+    pub event: Event,
+    /// Whose it is.
+    pub client: ClientId,
+    /// When a gateway accepted it, unix microseconds.
+    pub received_at_us: i64,
+    /// Accepted under a local lock, or while Redis had just lost its data.
+    pub unsure: bool,
+    /// A replayed dead letter.
+    pub replay: bool,
+}
+
+/// Why a record is not an event, and what could still be read of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Malformed {
+    /// A sentence without values of the record.
+    pub detail: String,
+    /// From the header, when readable.
+    pub client: Option<ClientId>,
+    /// From the value, when readable.
+    pub id: Option<EventId>,
+}
+
+/// Builds the record of an event, for a topic of `partitions` partitions.
+pub fn encode(accepted: &Accepted, partitions: u32) -> NewRecord {
+    let value = Bytes::from(accepted.event.to_json());
+    let key = value.slice(DEVICE_ID_RANGE);
+    let mut number = itoa::Buffer::new();
+    let mut headers =
+        Headers::builder().with("client", number.format(accepted.client.0).as_bytes());
+    headers = headers.with("received-at", number.format(accepted.received_at_us).as_bytes());
+    if accepted.unsure {
+        headers = headers.with("unsure", b"1");
+    }
+    if accepted.replay {
+        headers = headers.with("replay", b"1");
+    }
+    NewRecord {
+        partition: partition_of(&key, partitions),
+        key: Some(key),
+        value,
+        headers: headers.build(),
+        outcome: None,
+    }
+}
+
+/// Reads an event back from its record.
+///
+/// # Errors
+/// [`Malformed`] when any part is not what [`encode`] writes.
+pub fn decode(record: &Record) -> Result<Accepted, Malformed> {
+    let client =
+        number(&record.headers, "client").and_then(|n| i32::try_from(n).ok()).map(ClientId);
+    let malformed = |detail: String, id| Malformed { detail, client, id };
+    let wire: Wire<'_> = serde_json::from_slice(&record.value)
+        .map_err(|error| malformed(format!("value: {}", kind_of(&error)), None))?;
+    let id = wire.id.as_deref().and_then(EventId::parse);
+    let event = wire.into_event().map_err(|detail| malformed(detail.to_owned(), id))?;
+    if record.key.as_deref() != Some(event.device_id.to_string().as_bytes()) {
+        return Err(malformed("key: not the deviceId of the value".to_owned(), id));
+    }
+    let client =
+        client.ok_or_else(|| malformed("header client: not a client number".to_owned(), id))?;
+    let received_at_us = number(&record.headers, "received-at")
+        .filter(|us| *us > 0)
+        .ok_or_else(|| malformed("header received-at: not unix microseconds".to_owned(), id))?;
+    Ok(Accepted {
+        event,
+        client,
+        received_at_us,
+        unsure: flag(&record.headers, "unsure"),
+        replay: flag(&record.headers, "replay"),
+    })
+}
+
+/// The value as it is read: everything optional, so that the fault can be named field by field.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Wire<'a> {
+    #[serde(borrow, default)]
+    id: Option<std::borrow::Cow<'a, str>>,
+    #[serde(borrow, default)]
+    device_id: Option<std::borrow::Cow<'a, str>>,
+    #[serde(borrow, default)]
+    event_type: Option<std::borrow::Cow<'a, str>>,
+    value: Option<f64>,
+    timestamp: Option<i64>,
+    #[serde(borrow, default)]
+    metadata: Option<&'a RawValue>,
+}
+
+impl Wire<'_> {
+    fn into_event(self) -> Result<Event, &'static str> {
+        let id = self.id.as_deref().and_then(EventId::parse).ok_or("id: not a UUID")?;
+        let device_id =
+            self.device_id.as_deref().and_then(DeviceId::parse).ok_or("deviceId: not a UUID")?;
+        let event_type = self
+            .event_type
+            .filter(|text| EVENT_TYPE_CHARS.contains(&text.chars().count()) && !has_nul(text))
+            .ok_or("eventType: not 2 to 50 characters without U+0000")?;
+        let value =
+            self.value.filter(|value| value.is_finite()).ok_or("value: not a finite number")?;
+        let timestamp_ms =
+            self.timestamp.filter(|ms| *ms > 0).ok_or("timestamp: not a positive integer")?;
+        let metadata = self
+            .metadata
+            .map(Metadata::from_json)
+            .transpose()
+            .map_err(|_| "metadata: not a map of at most 64 scalars")?;
+        Ok(Event {
+            id,
+            device_id,
+            event_type: event_type.into_owned(),
+            value,
+            timestamp_ms,
+            metadata,
+        })
+    }
+}
+
+/// What serde found, without the text it found it in.
+fn kind_of(error: &serde_json::Error) -> &'static str {
+    match error.classify() {
+        serde_json::error::Category::Eof => "JSON that ends too early",
+        serde_json::error::Category::Data => "a field of the wrong type",
+        _ => "not JSON",
+    }
+}
+
+fn number(headers: &Headers, name: &str) -> Option<i64> {
+    std::str::from_utf8(headers.get(name)?).ok()?.parse().ok()
+}
+
+fn flag(headers: &Headers, name: &str) -> bool {
+    headers.get(name) == Some(b"1")
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use uuid::Uuid;
+
+    use super::*;
+
+    fn record(new: NewRecord) -> Record {
+        Record {
+            partition: new.partition,
+            offset: 0,
+            logged_at_ms: 0,
+            key: new.key,
+            value: new.value,
+            headers: new.headers,
+        }
+    }
+
+    fn accepted() -> impl Strategy<Value = Accepted> {
+        let event_type = "[^\\x00]{2,50}";
+        let ids = (any::<u128>(), any::<u128>());
+        let numbers = (any::<f64>().prop_filter("finite", |v| v.is_finite()), 1..i64::MAX);
+        let flags = (any::<bool>(), any::<bool>());
+        (ids, event_type, numbers, any::<i32>(), 1..i64::MAX, flags).prop_map(
+            |((id, device), event_type, (value, timestamp_ms), client, received_at_us, flags)| {
+                let event = Event {
+                    id: EventId(Uuid::from_u128(id)),
+                    device_id: DeviceId(Uuid::from_u128(device)),
+                    event_type,
+                    // -0 is written as 0: JSON readers print it so as well.
+                    value: if value == 0.0 { 0.0 } else { value },
+                    timestamp_ms,
+                    metadata: None,
+                };
+                let (unsure, replay) = flags;
+                Accepted { event, client: ClientId(client), received_at_us, unsure, replay }
+            },
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_encoded_is_decoded(accepted in accepted()) {
+            prop_assert_eq!(decode(&record(encode(&accepted, 12))), Ok(accepted));
+        }
+
+        #[test]
+        fn no_bytes_make_decoding_panic(value in any::<Vec<u8>>(), header in any::<Vec<u8>>()) {
+            let headers = Headers::builder().with("client", &header).build();
+            let key = Some(Bytes::from_static(b"key"));
+            let record =
+                Record { partition: 0, offset: 0, logged_at_ms: 0, key, value: value.into(), headers };
+            prop_assert!(decode(&record).is_err());
+        }
+    }
+
+    fn sample() -> Accepted {
+        let event = Event {
+            id: EventId(Uuid::from_u128(1)),
+            device_id: DeviceId(Uuid::from_u128(2)),
+            event_type: "cpu".into(),
+            value: 0.5,
+            timestamp_ms: 1_795_194_569_018,
+            metadata: None,
+        };
+        Accepted { event, client: ClientId(7), received_at_us: 5, unsure: false, replay: false }
+    }
+
+    #[test]
+    fn each_kind_of_poison_is_named() {
+        let good = record(encode(&sample(), 12));
+        let value = |text: &str| Record { value: Bytes::from(text.to_owned()), ..good.clone() };
+        let text = String::from_utf8(good.value.to_vec()).unwrap();
+        let nested = format!("{{\"a\":{}{}}}", "[".repeat(10_000), "]".repeat(10_000));
+        let deep = format!("{},\"metadata\":{nested}}}", text.trim_end_matches('}'));
+        let cases = [
+            (value(""), "value: JSON that ends too early"),
+            (value("x"), "value: not JSON"),
+            (value(&deep), "metadata: not a map"),
+            (value("{}"), "id: not a UUID"),
+            (value(&text.replace("0.5", "\"0.5\"")), "value: a field of the wrong type"),
+            (value(&text.replace("cpu", "c\\u0000u")), "eventType: not 2 to 50"),
+            (Record { key: None, ..good.clone() }, "key: not the deviceId"),
+            (Record { headers: Headers::default(), ..good.clone() }, "header client"),
+            (
+                Record { value: Bytes::from_static(b"{\"id\":\"\xff\"}"), ..good.clone() },
+                "value: not JSON",
+            ),
+        ];
+        for (record, detail) in cases {
+            let fault = decode(&record).unwrap_err();
+            assert!(fault.detail.starts_with(detail), "{} / {detail}", fault.detail);
+        }
+    }
+
+    #[test]
+    fn the_client_and_the_id_of_poison_are_told_when_they_can_be_read() {
+        let mut poison = record(encode(&sample(), 12));
+        poison.key = None;
+        let fault = decode(&poison).unwrap_err();
+        assert_eq!(
+            (fault.client, fault.id),
+            (Some(ClientId(7)), Some(EventId(Uuid::from_u128(1))))
+        );
+    }
+}

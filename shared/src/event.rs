@@ -1,0 +1,191 @@
+//! The event: one measurement of one device, and its one JSON form.
+//!
+//! The form written here is what lies on the log, what a plain WebSocket frame holds and what the store
+//! is filled from, so it is written and read in this file alone. Its field order is fixed:
+//!
+//! ```text
+//! {"id":"…","deviceId":"…","eventType":"…","value":21.5,"timestamp":1795194569018,"metadata":{…}}
+//! ```
+//!
+//! What a device may send is looser and is judged by the gateway; which headers travel beside the
+//! value is the codec's matter.
+
+use std::fmt::{self, Write as _};
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::metadata::Metadata;
+
+/// Smallest and largest number of characters of an event type.
+pub const EVENT_TYPE_CHARS: std::ops::RangeInclusive<usize> = 2..=50;
+
+/// Length of a UUID in its hyphenated form.
+pub(crate) const UUID_CHARS: usize = 36;
+
+/// Where the device's UUID stands inside [`Event::to_json`]; the record's key is a slice of the value.
+pub(crate) const DEVICE_ID_RANGE: std::ops::Range<usize> = 57..57 + UUID_CHARS;
+
+macro_rules! uuid_newtype {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+        #[serde(transparent)]
+        pub struct $name(pub Uuid);
+
+        impl $name {
+            /// Reads the hyphenated form and no other: `{…}`, `urn:uuid:…` and 32 bare digits are refused.
+            pub fn parse(text: &str) -> Option<Self> {
+                (text.len() == UUID_CHARS).then(|| Uuid::try_parse(text).ok()).flatten().map(Self)
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.as_hyphenated().fmt(f)
+            }
+        }
+    };
+}
+
+uuid_newtype! {
+    /// The id of an event: the UUID of the `Idempotency-Key` it was sent with.
+    EventId
+}
+uuid_newtype! {
+    /// The id of a device; the record's key, hence its partition.
+    DeviceId
+}
+
+/// The number of a client (tenant). Random, never serial and never used twice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct ClientId(pub i32);
+
+impl fmt::Display for ClientId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// One measurement.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Event {
+    /// Given by the client; unique within the client.
+    pub id: EventId,
+    /// The device it came from.
+    pub device_id: DeviceId,
+    /// 2 to 50 characters, no NUL.
+    pub event_type: String,
+    /// Finite.
+    pub value: f64,
+    /// The device's time, unix milliseconds, positive.
+    pub timestamp_ms: i64,
+    /// What else the device told.
+    pub metadata: Option<Metadata>,
+}
+
+impl Event {
+    /// Writes the one JSON form, on a single line.
+    pub fn to_json(&self) -> Vec<u8> {
+        let metadata_bytes = self.metadata.as_ref().map_or(0, |metadata| metadata.as_json().len());
+        let mut json = String::with_capacity(192 + self.event_type.len() + metadata_bytes);
+        json.push_str("{\"id\":\"");
+        push(&mut json, self.id.0.as_hyphenated());
+        json.push_str("\",\"deviceId\":\"");
+        push(&mut json, self.device_id.0.as_hyphenated());
+        json.push_str("\",\"eventType\":");
+        push_json_string(&mut json, &self.event_type);
+        json.push_str(",\"value\":");
+        push_number(&mut json, self.value);
+        json.push_str(",\"timestamp\":");
+        json.push_str(itoa::Buffer::new().format(self.timestamp_ms));
+        if let Some(metadata) = &self.metadata {
+            json.push_str(",\"metadata\":");
+            json.push_str(metadata.as_json());
+        }
+        json.push('}');
+        json.into_bytes()
+    }
+}
+
+fn push(out: &mut String, value: impl fmt::Display) {
+    write!(out, "{value}").expect("writing to a String cannot fail");
+}
+
+/// Appends `text` as a JSON string.
+pub(crate) fn push_json_string(out: &mut String, text: &str) {
+    out.push('"');
+    for c in text.chars() {
+        match c {
+            '"' => out.push_str("\\\""),
+            '\\' => out.push_str("\\\\"),
+            '\n' => out.push_str("\\n"),
+            '\r' => out.push_str("\\r"),
+            '\t' => out.push_str("\\t"),
+            c if (c as u32) < 0x20 => push(out, format_args!("\\u{:04x}", c as u32)),
+            c => out.push(c),
+        }
+    }
+    out.push('"');
+}
+
+/// Appends a finite number the way JavaScript prints it: `21`, not `21.0`, so that a reader of the
+/// original system sees the same text.
+pub(crate) fn push_number(out: &mut String, value: f64) {
+    const EXACT_INTEGERS: f64 = 9_007_199_254_740_992.0; // 2^53
+    if value.fract() == 0.0 && value.abs() < EXACT_INTEGERS {
+        #[expect(clippy::cast_possible_truncation, reason = "whole and below 2^53")]
+        out.push_str(itoa::Buffer::new().format(value as i64));
+    } else {
+        out.push_str(ryu::Buffer::new().format_finite(value));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn event() -> Event {
+        Event {
+            id: EventId(Uuid::from_u128(1)),
+            device_id: DeviceId(Uuid::from_u128(2)),
+            event_type: "temperature".into(),
+            value: 21.0,
+            timestamp_ms: 1_795_194_569_018,
+            metadata: None,
+        }
+    }
+
+    #[test]
+    fn json_has_a_fixed_field_order_and_whole_numbers_without_a_fraction() {
+        let json = String::from_utf8(event().to_json()).unwrap();
+        assert_eq!(
+            json,
+            "{\"id\":\"00000000-0000-0000-0000-000000000001\",\
+             \"deviceId\":\"00000000-0000-0000-0000-000000000002\",\
+             \"eventType\":\"temperature\",\"value\":21,\"timestamp\":1795194569018}"
+        );
+    }
+
+    #[test]
+    fn the_device_id_stands_where_the_record_key_is_sliced_from() {
+        let json = event().to_json();
+        assert_eq!(&json[DEVICE_ID_RANGE], event().device_id.to_string().as_bytes());
+    }
+
+    #[test]
+    fn hostile_text_stays_inside_its_json_string() {
+        let mut hostile = event();
+        hostile.event_type = "a\"},\\\n\u{1}é".into();
+        let parsed: serde_json::Value = serde_json::from_slice(&hostile.to_json()).unwrap();
+        assert_eq!(parsed["eventType"], hostile.event_type);
+    }
+
+    #[test]
+    fn only_the_hyphenated_form_of_a_uuid_is_read() {
+        assert!(EventId::parse("73d7049a-9f6b-4a36-8d6c-0d6a8a4a4a4a").is_some());
+        assert!(EventId::parse("73d7049a9f6b4a368d6c0d6a8a4a4a4a").is_none());
+        assert!(EventId::parse("{73d7049a-9f6b-4a36-8d6c-0d6a8a4a4a4a}").is_none());
+    }
+}

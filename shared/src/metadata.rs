@@ -1,0 +1,178 @@
+//! What a device tells beside the value: a small map of strings to strings, numbers and booleans.
+//!
+//! Kept as compact JSON text, because every reader behind the gateway passes it on unread.
+
+use std::fmt;
+
+use serde::de::{self, DeserializeSeed, MapAccess, Visitor};
+use serde_json::value::RawValue;
+
+use crate::event::push_json_string;
+
+/// Most entries one event may carry.
+pub const MAX_ENTRIES: usize = 64;
+
+/// A checked map in compact JSON, keys in the order they came, each once (the last value wins).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Metadata(Box<str>);
+
+/// One thing wrong with a metadata map; `key` is empty when it is the map itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MetadataFault {
+    /// The entry at fault.
+    pub key: String,
+    /// A sentence for the person who sent it.
+    pub message: &'static str,
+}
+
+impl Metadata {
+    /// The compact JSON text.
+    pub fn as_json(&self) -> &str {
+        &self.0
+    }
+
+    /// Checks a JSON value and writes it compactly.
+    ///
+    /// # Errors
+    /// Every fault at once: not an object, too many entries, values that are not scalar, NUL in text.
+    pub fn from_json(raw: &RawValue) -> Result<Self, Vec<MetadataFault>> {
+        let text = raw.get();
+        if !text.starts_with('{') {
+            return Err(vec![fault("", "Invalid input: expected an object")]);
+        }
+        let mut json = serde_json::Deserializer::from_str(text);
+        let entries = Entries
+            .deserialize(&mut json)
+            .map_err(|_| vec![fault("", "Invalid input: expected an object of scalars")])?;
+        let mut faults: Vec<_> = entries.iter().filter_map(Entry::fault).collect();
+        if entries.len() > MAX_ENTRIES {
+            faults.insert(0, fault("", "Too big: expected at most 64 entries"));
+        }
+        if faults.is_empty() { Ok(Self(write(&entries))) } else { Err(faults) }
+    }
+}
+
+fn fault(key: &str, message: &'static str) -> MetadataFault {
+    MetadataFault { key: key.to_owned(), message }
+}
+
+struct Entry<'a> {
+    key: String,
+    value: &'a RawValue,
+}
+
+impl Entry<'_> {
+    fn fault(&self) -> Option<MetadataFault> {
+        let text = self.value.get();
+        if has_nul(&self.key) || (text.starts_with('"') && text.contains("\\u0000")) {
+            return Some(fault(&self.key, "must not contain U+0000"));
+        }
+        match text.as_bytes().first() {
+            Some(b'{' | b'[' | b'n') | None => {
+                Some(fault(&self.key, "Invalid input: expected string, number or boolean"))
+            }
+            Some(b'"' | b't' | b'f') => None,
+            Some(_) => {
+                let finite = serde_json::from_str::<f64>(text).is_ok_and(f64::is_finite);
+                (!finite).then(|| fault(&self.key, "Invalid input: expected a finite number"))
+            }
+        }
+    }
+}
+
+/// PostgreSQL stores no U+0000 in text, so no text of an event may hold one.
+pub(crate) fn has_nul(text: &str) -> bool {
+    text.contains('\0')
+}
+
+fn write(entries: &[Entry<'_>]) -> Box<str> {
+    let mut json = String::with_capacity(entries.len() * 24 + 2);
+    json.push('{');
+    for (index, entry) in entries.iter().enumerate() {
+        if index > 0 {
+            json.push(',');
+        }
+        push_json_string(&mut json, &entry.key);
+        json.push(':');
+        json.push_str(entry.value.get());
+    }
+    json.push('}');
+    json.into_boxed_str()
+}
+
+/// Collects the entries of an object without building its values.
+struct Entries;
+
+impl<'de> DeserializeSeed<'de> for Entries {
+    type Value = Vec<Entry<'de>>;
+
+    fn deserialize<D: de::Deserializer<'de>>(
+        self,
+        deserializer: D,
+    ) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_map(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Entries {
+    type Value = Vec<Entry<'de>>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Self::Value, M::Error> {
+        let mut entries: Vec<Entry<'de>> = Vec::new();
+        while let Some((key, value)) = map.next_entry::<String, &'de RawValue>()? {
+            // One entry over the limit is enough to refuse the map; more would only cost memory.
+            if entries.len() > MAX_ENTRIES {
+                continue;
+            }
+            match entries.iter_mut().find(|entry| entry.key == key) {
+                Some(entry) => entry.value = value,
+                None => entries.push(Entry { key, value }),
+            }
+        }
+        Ok(entries)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(json: &str) -> Result<Metadata, Vec<MetadataFault>> {
+        Metadata::from_json(serde_json::from_str(json).unwrap())
+    }
+
+    #[test]
+    fn scalars_are_kept_in_order_and_the_last_of_two_equal_keys_wins() {
+        let metadata = parse(r#"{ "b": 1.50, "a" : "x" , "c":true, "b": 2 }"#).unwrap();
+        assert_eq!(metadata.as_json(), r#"{"b":2,"a":"x","c":true}"#);
+    }
+
+    #[test]
+    fn every_entry_that_is_not_scalar_is_named() {
+        let faults = parse(r#"{"a":null,"b":[1],"c":{"d":1},"e":1}"#).unwrap_err();
+        let keys: Vec<_> = faults.iter().map(|fault| fault.key.as_str()).collect();
+        assert_eq!(keys, ["a", "b", "c"]);
+    }
+
+    #[test]
+    fn a_map_of_65_entries_is_refused_and_one_of_64_is_not() {
+        let json = |n: usize| {
+            let entries: Vec<_> = (0..n).map(|i| format!("\"k{i}\":{i}")).collect();
+            format!("{{{}}}", entries.join(","))
+        };
+        assert!(parse(&json(64)).is_ok());
+        assert!(parse(&json(65)).is_err());
+    }
+
+    #[test]
+    fn nul_is_refused_in_keys_and_values_and_only_maps_are_taken() {
+        assert!(parse(r#"{"a":"x\u0000"}"#).is_err());
+        assert!(parse(r#"{"a\u0000":"x"}"#).is_err());
+        assert!(parse("[1]").is_err());
+        assert!(parse(r#"{"a":1e400}"#).is_err());
+    }
+}
