@@ -7,6 +7,7 @@ pub mod bus;
 pub mod cache;
 pub mod clock;
 pub mod codec;
+pub mod config;
 pub mod event;
 pub mod log;
 pub mod metadata;

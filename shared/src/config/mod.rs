@@ -1,0 +1,218 @@
+//! Configuration: every setting a person can change, as one checked value.
+//!
+//! `config/default.toml` is the reference: it holds every setting with unit, default and reason, and it
+//! is compiled in. This module gives it types; `layers` puts file, environment and flags on top. What
+//! is wrong is reported all at once, with the name it was set by. Nothing else reads the environment.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::Deserialize;
+use validator::Validate;
+
+mod layers;
+mod secret;
+mod span;
+
+pub use layers::{Fault, Faults, Flag, Loaded, Source, load};
+pub use secret::Secret;
+
+/// Every setting.
+#[derive(Debug, Clone, Deserialize, Validate)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "config/default.toml documents each section and setting once")]
+pub struct Config {
+    #[validate(nested)]
+    pub server: Server,
+    #[validate(nested)]
+    pub embedded: Embedded,
+    #[validate(nested)]
+    pub log: Log,
+    #[validate(nested)]
+    pub store: Store,
+    #[validate(nested)]
+    pub cache: Cache,
+    #[validate(nested)]
+    pub keys: Keys,
+    #[validate(nested)]
+    pub ingest: Ingest,
+    #[validate(nested)]
+    pub consumer: Consumer,
+    #[validate(nested)]
+    pub live: Live,
+    #[validate(nested)]
+    pub telemetry: Telemetry,
+}
+
+macro_rules! section {
+    ($name:ident { $($(#[$attribute:meta])* $field:ident: $type:ty),* $(,)? }) => {
+        #[derive(Debug, Clone, Deserialize, Validate)]
+        #[serde(deny_unknown_fields)]
+        #[expect(missing_docs, reason = "config/default.toml documents each setting once")]
+        pub struct $name {
+            $($(#[$attribute])* pub $field: $type,)*
+        }
+    };
+}
+
+section!(Server {
+    #[validate(length(min = 1))]
+    host: String,
+    port: u16,
+    consumer_port: u16,
+    broadcaster_port: u16,
+    #[serde(with = "span")]
+    drain_timeout: Duration,
+    #[serde(with = "span")]
+    header_timeout: Duration,
+    #[validate(range(min = 1, max = 1_000_000))]
+    max_connections: usize,
+});
+
+section!(Embedded {
+    data_dir: PathBuf,
+    #[validate(range(min = 16_777_216, message = "is at least 16 MiB"))]
+    log_max_bytes: u64,
+});
+
+section!(Log {
+    kafka_brokers: String,
+    #[validate(length(max = 100, message = "is at most 100 characters"))]
+    namespace: String,
+    #[validate(range(min = 1, max = 1_000, message = "is 1 to 1000"))]
+    partitions: u32,
+    #[validate(range(min = 1, max = 9, message = "is 1 to 9"))]
+    replication: i32,
+    #[serde(with = "span")]
+    retention: Duration,
+    #[serde(with = "span")]
+    append_timeout: Duration,
+    #[serde(with = "span")]
+    message_timeout: Duration,
+    #[serde(with = "span")]
+    linger: Duration,
+});
+
+section!(Store {
+    database_url: Secret,
+    #[validate(range(min = 2, max = 1_000, message = "is 2 to 1000"))]
+    max_connections: u32,
+    #[validate(range(min = 3, max = 3_650, message = "is 3 to 3650"))]
+    retention_days: u32,
+});
+
+section!(Cache {
+    redis_url: Secret,
+    #[serde(with = "span")]
+    timeout: Duration,
+    #[validate(range(min = 1, max = 64, message = "is 1 to 64"))]
+    connections: usize,
+});
+
+section!(Keys {
+    pepper: Secret,
+    #[serde(with = "span")]
+    process_ttl: Duration,
+    #[serde(with = "span")]
+    negative_ttl: Duration,
+    #[serde(with = "span")]
+    cache_ttl: Duration,
+});
+
+section!(Ingest {
+    #[serde(with = "span")]
+    clock_drift: Duration,
+    #[serde(with = "span")]
+    max_event_age: Duration,
+    #[validate(range(min = 256, max = 1_048_576, message = "is 256 bytes to 1 MiB"))]
+    max_body_bytes: usize,
+    #[serde(with = "span")]
+    request_timeout: Duration,
+    #[serde(with = "span")]
+    lease: Duration,
+    #[validate(range(min = 1, max = 1_000_000))]
+    max_in_flight: usize,
+    #[validate(range(min = 1, max = 10_000_000))]
+    local_locks: usize,
+});
+
+section!(Consumer {
+    #[validate(range(min = 1, max = 50_000, message = "is 1 to 50000"))]
+    batch_records: usize,
+    #[validate(range(min = 1_024, max = 67_108_864, message = "is 1 KiB to 64 MiB"))]
+    batch_bytes: usize,
+    #[serde(with = "span")]
+    batch_age: Duration,
+});
+
+section!(Live {
+    ring_bytes: usize,
+    #[serde(with = "span")]
+    repeat_window: Duration,
+    #[validate(range(min = 4_096, message = "is at least 4 KiB"))]
+    queue_bytes: usize,
+    #[serde(with = "span")]
+    ping_interval: Duration,
+    #[serde(with = "span")]
+    pong_timeout: Duration,
+    #[serde(with = "span")]
+    bus_silence: Duration,
+});
+
+section!(Telemetry { log_format: LogFormat, log_level: String });
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// Text on a terminal, JSON otherwise.
+    Auto,
+    /// For people.
+    Text,
+    /// For machines.
+    Json,
+}
+
+impl Config {
+    /// What no single setting can tell: settings that contradict each other.
+    fn contradictions(&self) -> Vec<Fault> {
+        const DAY: Duration = Duration::from_secs(86_400);
+        let mut faults = Vec::new();
+        let mut require = |holds: bool, setting: &str, message: &str| {
+            if !holds {
+                faults.push(Fault { setting: setting.to_owned(), message: message.to_owned() });
+            }
+        };
+        let (log, ingest) = (&self.log, &self.ingest);
+        require(
+            log.message_timeout < log.append_timeout,
+            "log.message_timeout",
+            "must be below log.append_timeout, or events arrive after their sender was told 503",
+        );
+        require(
+            log.append_timeout < ingest.request_timeout,
+            "log.append_timeout",
+            "must be below ingest.request_timeout",
+        );
+        require(
+            ingest.request_timeout < ingest.lease,
+            "ingest.request_timeout",
+            "must be below ingest.lease, or a second attempt starts while the first still runs",
+        );
+        require(log.retention >= 7 * DAY, "log.retention", "must be at least 7d");
+        require(
+            ingest.max_event_age <= DAY * self.store.retention_days.saturating_sub(2),
+            "ingest.max_event_age",
+            "must be at most store.retention_days - 2 days: older events have no place in the table",
+        );
+        require(
+            self.keys.process_ttl <= Duration::from_secs(30),
+            "keys.process_ttl",
+            "must be at most 30s, the longest a revocation may take",
+        );
+        faults
+    }
+}
+
+#[cfg(test)]
+mod tests;
