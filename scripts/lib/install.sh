@@ -48,6 +48,7 @@ package_of() {
     initdb) echo postgresql ;;
     promtool) echo prometheus ;;
     venv) echo python3-venv ;;
+    kubectl) echo kubernetes-client ;;
     cc) echo gcc libc6-dev ;;
     *) echo "$1" ;; # the package is called as its command is
   esac
