@@ -1,7 +1,7 @@
 """Checks what ties the files of deploy/ together and no other tool looks at.
 
 Dashboards: valid JSON, a fixed uid, no data source but the dashboard's own variable, a unit and a
-description on every panel, `$__rate_interval` in every rate. Alerts: each runbook link leads to a
+description on every panel, `$__rate_interval` in every rate, expressions Prometheus can parse. Alerts: each runbook link leads to a
 heading of docs/operations.md. Both: every metric they ask for is in the list below, so that a renamed
 metric cannot leave an empty panel or a dead alert behind.
 """
@@ -9,7 +9,9 @@ metric cannot leave an empty panel or a dead alert behind.
 import json
 import pathlib
 import re
+import subprocess
 import sys
+import tempfile
 
 import yaml
 
@@ -73,12 +75,29 @@ def check_panel(where, panel):
                 fault(where, f"fixed window [{window}]")
 
 
+def check_expressions(path, panels):
+    """Lets promtool parse every query, dressed up as a recording rule named after its panel."""
+    rules = [
+        {"record": f"panel_{panel['id']}", "expr": target["expr"].replace("$__rate_interval", "1m"),
+         "labels": {"query": target["refId"]}}
+        for panel in panels for target in panel.get("targets", [])
+    ]
+    with tempfile.NamedTemporaryFile("w", suffix=".yml") as file:
+        json.dump({"groups": [{"name": path.stem, "rules": rules}]}, file) # JSON is YAML
+        file.flush()
+        run = subprocess.run(["promtool", "check", "rules", file.name], capture_output=True, text=True)
+    if run.returncode != 0:
+        fault(path, run.stderr.strip())
+
+
 def check_dashboard(path):
     dashboard = json.loads(path.read_text())
     if not dashboard.get("uid"):
         fault(path, "no uid: its address would change with every import")
     check_data_sources(path, dashboard)
-    for panel in panels_of(dashboard):
+    panels = list(panels_of(dashboard))
+    check_expressions(path, panels)
+    for panel in panels:
         check_panel(f"{path}: {panel['title']}", panel)
 
 
