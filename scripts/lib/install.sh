@@ -45,7 +45,8 @@ package_of() {
   case $1 in
     java) echo openjdk-17-jre-headless ;;
     mvn) echo maven ;;
-    initdb) echo postgresql ;;
+    initdb | psql) echo postgresql ;;
+    redis-cli) echo redis-tools ;;
     promtool) echo prometheus ;;
     venv) echo python3-venv ;;
     kubectl) echo kubernetes-client ;;
@@ -83,6 +84,7 @@ apt_install() (
     ! as_root env DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=300 -qy install \
       --no-install-recommends "$@" >>"$log" 2>&1; then
     tail -n 30 "$log" >&2
+    rm -f "$log"
     die "apt-get could not install $*"
   fi
   rm -f "$log"
