@@ -113,6 +113,9 @@ pub struct Turn {
     pub latency_ms: Percentiles,
     /// CPU microseconds per answered request by process id.
     pub cpu_us_per_request: BTreeMap<u32, f64>,
+    /// CPU microseconds per answered request that this program burnt itself: near 1,000,000 / `req_per_s`
+    /// its one thread is the limit and the server could do more.
+    pub own_cpu_us_per_request: f64,
 }
 
 impl Turn {
@@ -178,6 +181,7 @@ async fn turn(options: &Options, side: &Side, duration: Duration) -> Result<Turn
     let template = Template::new(&origin, &options.key);
     let count = Arc::new(Mutex::new(Count::default()));
     let before = cpu_times(&side.pids)?;
+    let own_before = cpu_time(std::process::id())?;
     let start = Instant::now();
     let mut workers = JoinSet::new();
     for _ in 0..options.connections {
@@ -195,17 +199,19 @@ async fn turn(options: &Options, side: &Side, duration: Duration) -> Result<Turn
     }
     let took = start.elapsed();
     let after = cpu_times(&side.pids)?;
+    let own = cpu_time(std::process::id())?.saturating_sub(own_before);
     let count = std::mem::take(&mut *count.lock().unwrap_or_else(PoisonError::into_inner));
     let answered: u64 = count.by_status.values().sum();
-    let cpu = side.pids.iter().zip(before.iter().zip(&after)).map(|(&pid, (before, after))| {
-        (pid, after.saturating_sub(*before).as_secs_f64() * 1e6 / answered.max(1) as f64)
-    });
+    let per_request = |cpu: Duration| cpu.as_secs_f64() * 1e6 / answered.max(1) as f64;
+    let spent = before.iter().zip(&after).map(|(before, after)| after.saturating_sub(*before));
+    let cpu = side.pids.iter().copied().zip(spent.map(per_request));
     Ok(Turn {
         answered,
         req_per_s: answered as f64 / took.as_secs_f64(),
         errors: count.errors,
         latency_ms: count.latency.percentiles(),
         cpu_us_per_request: cpu.collect(),
+        own_cpu_us_per_request: per_request(own),
         by_status: count.by_status,
     })
 }
