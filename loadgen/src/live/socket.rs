@@ -108,6 +108,8 @@ impl Socket {
                 Some(Ok(Message::Ping(_))) => self.plan.tally().pings += 1,
                 Some(Ok(Message::Pong(_) | Message::Frame(_))) => {}
                 Some(Ok(Message::Close(frame))) => {
+                    // The next read sends our half of the goodbye.
+                    let _gone = timeout(CLOSE_TIMEOUT, stream.next()).await.is_err();
                     break frame.map_or(NO_CODE, |frame| frame.code.into());
                 }
                 Some(Err(error)) => {

@@ -66,8 +66,10 @@ async fn play(acts: Vec<Act>) -> (String, tokio::task::JoinHandle<Vec<String>>) 
             }
             // Until the other side has closed, pongs included.
             while let Some(Ok(message)) = socket.next().await {
-                if let Message::Pong(bytes) = message {
-                    requests.push(format!("pong {}", bytes.len()));
+                match message {
+                    Message::Pong(bytes) => requests.push(format!("pong {}", bytes.len())),
+                    Message::Close(Some(frame)) => requests.push(format!("closed {}", frame.code)),
+                    _ => {}
                 }
             }
         }
@@ -131,7 +133,7 @@ async fn a_socket_reconnects_and_knows_what_it_saw_before() {
     assert_eq!(report.out_of_order, 0, "order is judged per connection");
     assert_eq!((report.holes, report.missing), (1, 5), "4 to 8 within the last connection");
     assert_eq!((report.protocol_errors, report.connect_errors), (0, 0));
-    playing.await.unwrap();
+    assert!(playing.await.unwrap().contains(&"closed 1012".to_owned()), "a close is answered");
 }
 
 #[tokio::test]
@@ -200,4 +202,25 @@ async fn without_reconnecting_a_refused_socket_ends_the_run() {
     let report = live::run(Options { reconnect: false, ..options(&url) }).await.unwrap();
     assert_eq!((report.connections, report.refused.get(&401)), (0, Some(&1)));
     assert!(report.duration_s < 10.0);
+}
+
+#[tokio::test]
+async fn a_thousand_sockets_open_and_each_counts_for_itself() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            tokio::spawn(async move {
+                let mut socket = open(stream, &mut Vec::new()).await;
+                socket.send(event(1)).await.unwrap();
+                while let Some(Ok(_)) = socket.next().await {}
+            });
+        }
+    });
+    let report = run_until(Options { sockets: 1_000, ..options(&url) }, 1_000).await;
+    assert_eq!((report.connections, report.open_at_end), (1_000, 1_000));
+    assert_eq!((report.events, report.distinct_events), (1_000, 1));
+    assert_eq!(report.repeats.on_socket, 0, "one event on many sockets is no repeat");
+    assert!(report.ready_s.is_some() && report.connect_errors == 0);
 }

@@ -292,3 +292,18 @@ async fn a_stop_ends_the_run_early_and_loses_no_line() {
     assert_eq!(read_all(&path).unwrap().len(), server.seen().len());
     assert_eq!((report.unsent, report.unanswered), (0, 0));
 }
+
+#[tokio::test]
+async fn after_a_stop_no_event_is_begun() {
+    let server = Server::start(|_, _| Reply::Status(202)).await;
+    let control = Arc::new(Control::default());
+    // Device 0 is due at once, device 1 a second later.
+    let slow = Options { rate: Some(1.0), duration: Duration::from_secs(60), ..options(&server) };
+    let run = tokio::spawn(ingest::run_controlled(slow, Arc::clone(&control)));
+    while control.done() == 0 {
+        tokio::task::yield_now().await;
+    }
+    control.stop();
+    let report = run.await.unwrap().unwrap();
+    assert_eq!((report.sent, server.seen().len(), report.unsent), (1, 1, 0));
+}
