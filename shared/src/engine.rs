@@ -90,10 +90,7 @@ impl From<StoreError> for Attempt {
 
 impl From<CacheOpenError> for Attempt {
     fn from(error: CacheOpenError) -> Self {
-        match error {
-            CacheOpenError::Unavailable(_) => Self::Later(error.to_string()),
-            _ => Self::Never(error.to_string()),
-        }
+        Self::Never(error.to_string())
     }
 }
 

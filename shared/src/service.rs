@@ -52,13 +52,21 @@ impl Context {
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        let (failed, stop) = (self.failed.clone(), self.shutdown.stop.clone());
+        self.spawn_until(name, self.shutdown.stop.clone(), task);
+    }
+
+    /// Runs a background task that must not end before `end`; if it does, the process ends.
+    pub fn spawn_until<F>(&self, name: &'static str, end: CancellationToken, task: F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let failed = self.failed.clone();
         self.tasks.spawn(async move {
             let ended = tokio::spawn(task).await;
             if let Err(error) = &ended {
                 tracing::error!(task = name, %error, "task failed");
             }
-            if ended.is_err() || !stop.is_cancelled() {
+            if ended.is_err() || !end.is_cancelled() {
                 tracing::error!(task = name, "task ended before its time: ending the process");
                 failed.cancel();
             }

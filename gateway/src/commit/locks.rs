@@ -102,7 +102,7 @@ impl Locks {
         let mut rest = Vec::with_capacity(group.len());
         for (waiting, reply) in group.into_iter().zip(replies) {
             match reply {
-                MemoryReply::Reply(LockReply::Held(seen)) => {
+                MemoryReply::Cache(LockReply::Held(seen)) => {
                     self.use_local_record(waiting, seen, now_ms, lease_ends);
                 }
                 _ => rest.push(waiting),
@@ -220,12 +220,12 @@ impl Locks {
         for ((mut waiting, request), reply) in group.into_iter().zip(requests).zip(replies) {
             match (reply, request.record) {
                 (MemoryReply::Full, _) => waiting.answer(Answer::Failed(Code::Overloaded)),
-                (MemoryReply::Reply(LockReply::Acquired), Some(record)) => {
+                (MemoryReply::Cache(LockReply::Acquired), Some(record)) => {
                     self.count("local");
                     waiting.attempt.accepted.unsure = true;
                     self.send(Owned { waiting, record, taken_over: false, local: true, lease_ends });
                 }
-                (MemoryReply::Reply(LockReply::Held(seen)), _) => {
+                (MemoryReply::Cache(LockReply::Held(seen)), _) => {
                     self.use_local_record(waiting, seen, now_ms, lease_ends);
                 }
                 // An old event whose key cannot be looked up: it may well be a retry, so not 400.

@@ -41,14 +41,16 @@ impl MemoryLocks {
         requests
             .iter()
             .map(|request| {
-                if let Some(held) = table.get(&request.key) {
-                    MemoryReply::Cache(LockReply::Held(held))
-                } else if table.make_room(self.capacity) {
-                    table.put(request.key, request.record, dies_at_ms);
-                    MemoryReply::Cache(LockReply::Acquired)
-                } else {
-                    MemoryReply::Full
-                }
+                let reply = match (table.get(&request.key), request.record) {
+                    (Some(held), _) => LockReply::Held(held),
+                    (None, None) => LockReply::Free,
+                    (None, Some(_)) if !table.make_room(self.capacity) => return MemoryReply::Full,
+                    (None, Some(record)) => {
+                        table.put(request.key, record, dies_at_ms);
+                        LockReply::Acquired
+                    }
+                };
+                MemoryReply::Cache(reply)
             })
             .collect()
     }

@@ -161,7 +161,11 @@ impl Cache for RedisCache {
         }
         let mut pipeline = Pipeline::with_capacity(requests.len());
         for request in requests {
-            pipeline.cmd("SET").arg(self.lock_key(request.key)).arg(&request.record.to_bytes()[..]);
+            let Some(record) = request.record else {
+                pipeline.cmd("GET").arg(self.lock_key(request.key));
+                continue;
+            };
+            pipeline.cmd("SET").arg(self.lock_key(request.key)).arg(&record.to_bytes()[..]);
             pipeline.arg("NX").arg("GET").arg("PX").arg(millis(LOCK_LIFE));
         }
         let values = self.call(&pipeline).await?;
@@ -231,6 +235,7 @@ fn millis(duration: Duration) -> i64 {
 
 fn lock_reply(request: &LockRequest, value: Value) -> Result<LockReply, CacheError> {
     match value {
+        Value::Nil if request.record.is_none() => Ok(LockReply::Free),
         Value::Nil => Ok(LockReply::Acquired),
         Value::BulkString(bytes) => {
             LockRecord::from_bytes(&bytes).map(LockReply::Held).ok_or_else(|| {

@@ -21,7 +21,7 @@ fn record(fingerprint: u8, owner: u64, state: LockState, now_ms: i64) -> LockRec
 }
 
 fn lock_one(locks: &MemoryLocks, number: u8, record: LockRecord, now_ms: i64) -> MemoryReply {
-    locks.lock(&[LockRequest { key: key(number), record }], now_ms).remove(0)
+    locks.lock(&[LockRequest { key: key(number), record: Some(record) }], now_ms).remove(0)
 }
 
 fn finish(locks: &MemoryLocks, number: u8, now_ms: i64) {
@@ -125,7 +125,7 @@ proptest! {
                 Op::Lock(number, print) => {
                     full |= model.len() >= capacity && !model.contains_key(&key(number));
                     let record = record(print, owner, LockState::InFlight, now_ms);
-                    let asked = LockRequest { key: key(number), record };
+                    let asked = LockRequest { key: key(number), record: Some(record) };
                     check_lock(&locks, &mut model, asked, now_ms, full);
                     prop_assert!(locks.len() <= capacity);
                     continue;

@@ -40,13 +40,13 @@ fn request() -> LockRequest {
     let now_ms = unix_ms();
     LockRequest {
         key: LockKey { client: ClientId(1), id: EventId(Uuid::new_v4()) },
-        record: LockRecord {
+        record: Some(LockRecord {
             state: LockState::InFlight,
             fingerprint: Fingerprint([1; 16]),
             owner: Owner(rand::random()),
             first_at_ms: now_ms,
             lease_until_ms: now_ms + 15_000,
-        },
+        }),
     }
 }
 
@@ -75,10 +75,11 @@ async fn proxied() -> (TcpProxy, RedisConfig) {
 #[tokio::test]
 async fn every_form_of_a_key_dies_a_day_after_its_first_attempt() {
     let cache = RedisCache::open(config(redis_url())).await.unwrap();
-    let LockRequest { key, mut record } = request();
+    let LockRequest { key, record } = request();
+    let mut record = record.unwrap();
     let hour_ms = 3_600_000;
     let near = |ms: i64, hours: i64| (hours * hour_ms - 60_000..=hours * hour_ms).contains(&ms);
-    cache.lock(&[LockRequest { key, record }]).await.unwrap();
+    cache.lock(&[LockRequest { key, record: Some(record) }]).await.unwrap();
     assert!(near(remaining_ms(&cache, key).await, 24));
     record.first_at_ms -= 20 * hour_ms;
     cache.settle(&[LockChange::Finish(key, record)]).await.unwrap();
