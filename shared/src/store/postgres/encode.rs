@@ -24,31 +24,38 @@ returning id, client_id";
 
 /// For each given row that meets stored ones with its (id, client), on whatever day: whether one of them
 /// is equal in all that the client sent. `place` counts the given rows from 1.
+///
+/// `offset 0` keeps the planner from turning the look-ups into a join: for 5,000 rows it sorted the whole
+/// table instead of asking the primary key (755 ms against 52 ms with a million stored rows).
 pub(super) const COMPARE: &str = "
-select given.place,
-       bool_or(stored.ts = given.ts and stored.device_id = given.device_id
-               and stored.event_type = given.event_type and stored.value = given.value
-               and stored.metadata is not distinct from given.metadata::jsonb) as same
+select given.place, bool_or(stored.ts = given.ts and stored.same) as same
   from unnest($1::uuid[], $2::int[], $3::uuid[], $4::text[], $5::float8[], $6::timestamptz[],
               $7::text[], $8::timestamptz[], $9::bigint[])
        with ordinality
     as given (id, client_id, device_id, event_type, value, ts, metadata, received_at, pos, place)
-  join events stored on stored.id = given.id and stored.client_id = given.client_id
+ cross join lateral (
+       select ts, device_id = given.device_id and event_type = given.event_type
+                  and value = given.value
+                  and metadata is not distinct from given.metadata::jsonb as same
+         from events
+        where id = given.id and client_id = given.client_id
+       offset 0) stored
  group by given.place";
 
 /// As [`COMPARE`], within the day of each row: the other days need not be looked at.
 pub(super) const COMPARE_IN_DAY: &str = "
-select given.place,
-       bool_or(stored.device_id = given.device_id
-               and stored.event_type = given.event_type and stored.value = given.value
-               and stored.metadata is not distinct from given.metadata::jsonb) as same
+select given.place, stored.same
   from unnest($1::uuid[], $2::int[], $3::uuid[], $4::text[], $5::float8[], $6::timestamptz[],
               $7::text[], $8::timestamptz[], $9::bigint[])
        with ordinality
     as given (id, client_id, device_id, event_type, value, ts, metadata, received_at, pos, place)
-  join events stored on stored.id = given.id and stored.client_id = given.client_id
-                    and stored.ts = given.ts
- group by given.place";
+ cross join lateral (
+       select device_id = given.device_id and event_type = given.event_type
+              and value = given.value
+              and metadata is not distinct from given.metadata::jsonb as same
+         from events
+        where id = given.id and client_id = given.client_id and ts = given.ts
+       offset 0) stored";
 
 /// The arrays $1 to $9.
 #[derive(Default)]

@@ -125,9 +125,20 @@ impl Shelf for Table<'_> {
     async fn put(&mut self, rows: &[&StoreRow]) -> Result<Vec<Verdict>, Failure> {
         let mut savepoint = self.connection.begin().await.map_err(failure)?;
         let mut verdicts = Vec::with_capacity(rows.len());
+        // Duplicates come in runs (a redelivery, a client that retries), so a chunk is taken for what the
+        // last one was.
+        let mut expect_new = true;
         for chunk in chunks(rows) {
-            match put_chunk(&mut savepoint, chunk).await {
-                Ok(found) => verdicts.extend(found),
+            let found = if expect_new {
+                put_new(&mut savepoint, chunk).await
+            } else {
+                put_unknown(&mut savepoint, chunk).await
+            };
+            match found {
+                Ok(found) => {
+                    expect_new = found.iter().all(|verdict| *verdict == Verdict::New);
+                    verdicts.extend(found);
+                }
                 Err(error) => {
                     if matches!(error, Failure::Data(_)) {
                         savepoint.rollback().await.map_err(failure)?;
@@ -141,8 +152,8 @@ impl Shelf for Table<'_> {
     }
 }
 
-/// Takes it that all rows are new; if not, takes that back, looks which are, and inserts those.
-async fn put_chunk(
+/// Takes it that all rows are new; if not, takes that back and looks.
+async fn put_new(
     connection: &mut SqliteConnection,
     rows: &[&StoreRow],
 ) -> Result<Vec<Verdict>, Failure> {
@@ -152,7 +163,14 @@ async fn put_chunk(
         return Ok(vec![Verdict::New; rows.len()]);
     }
     attempt.rollback().await.map_err(failure)?;
+    put_unknown(connection, rows).await
+}
 
+/// Looks which rows are there, and inserts the others.
+async fn put_unknown(
+    connection: &mut SqliteConnection,
+    rows: &[&StoreRow],
+) -> Result<Vec<Verdict>, Failure> {
     let met = compare(connection, rows).await?;
     let fresh: Vec<&StoreRow> =
         rows.iter().zip(&met).filter(|(_, met)| met.is_none()).map(|(row, _)| *row).collect();
