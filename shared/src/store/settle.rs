@@ -276,3 +276,58 @@ fn same_scalar(a: &Value, b: &Value) -> bool {
         _ => a == b,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::store::{row, rows};
+
+    /// Refuses every slice with a negative value, and counts.
+    #[derive(Default)]
+    struct Picky {
+        tries: usize,
+    }
+
+    #[async_trait]
+    impl Shelf for Picky {
+        async fn put(&mut self, rows: &[&StoreRow]) -> Result<Vec<Verdict>, Failure> {
+            self.tries += 1;
+            if rows.iter().any(|row| row.event.value < 0.0) {
+                return Err(Failure::Data("22000".to_owned()));
+            }
+            Ok(vec![Verdict::New; rows.len()])
+        }
+    }
+
+    #[tokio::test]
+    async fn poison_costs_the_logarithm_of_the_batch_in_tries() {
+        for (poisons, most) in [(0, 1), (1, 27), (4, 108)] {
+            let mut batch = rows(0, 1..=5_000);
+            batch.iter_mut().step_by(1_111).take(poisons).for_each(|row| row.event.value = -1.0);
+            let mut shelf = Picky::default();
+            let settled = settle(&mut shelf, batch.iter().collect()).await.unwrap();
+            assert_eq!((settled.new, settled.dead.len()), (5_000 - poisons as u64, poisons));
+            assert!(shelf.tries <= most, "{} tries for {poisons} poisons", shelf.tries);
+        }
+    }
+
+    #[tokio::test]
+    async fn equal_poison_is_refused_once_and_buried_as_often_as_it_came() {
+        let mut batch = vec![row(0, 0, 1); 50];
+        batch.iter_mut().for_each(|row| row.event.value = -1.0);
+        let mut shelf = Picky::default();
+        let settled = settle(&mut shelf, batch.iter().collect()).await.unwrap();
+        assert_eq!((settled.new, settled.dead.len(), shelf.tries), (0, 50, 1));
+    }
+
+    #[test]
+    fn metadata_is_compared_as_a_map_of_numbers_and_words() {
+        let same = |a, b| same_metadata(Some(a), Some(b));
+        assert!(same(r#"{"a":1.50,"b":true}"#, r#"{"b":true,"a":1.5}"#));
+        assert!(same(r#"{"a":"\u00e9"}"#, r#"{"a":"é"}"#));
+        assert!(!same(r#"{"a":9007199254740993}"#, r#"{"a":9007199254740992}"#));
+        assert!(!same(r#"{"a":1}"#, r#"{"a":"1"}"#));
+        assert!(!same(r#"{"a":1}"#, r#"{"a":1,"b":1}"#));
+        assert!(!same_metadata(None, Some("{}")));
+    }
+}

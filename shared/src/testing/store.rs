@@ -37,6 +37,7 @@ macro_rules! store_conformance {
             a_redelivered_row_under_new_offsets_is_a_duplicate
             another_body_under_a_stored_key_is_a_conflict
             an_unsure_row_meets_its_id_under_another_timestamp
+            of_two_unsure_rows_with_one_id_at_once_one_is_stored
             two_clients_may_use_the_same_id
             equal_rows_are_duplicates_however_they_are_spelled
             repeats_within_a_batch_are_judged_like_others

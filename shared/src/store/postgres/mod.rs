@@ -1,12 +1,12 @@
 //! The store on PostgreSQL 15 or newer.
 //!
-//! Here: connections, their settings and their end. [`write`] stores a batch, [`progress`] keeps the
-//! places of the partitions, [`days`] the partitions of the table, [`keys`] the keys.
+//! Here: connections, their settings and their end. `write` stores a batch, `progress` keeps the
+//! places of the partitions, `days` the partitions of the table, `keys` the keys.
 //!
 //! Two rules hold for every call. It has an end: waiting for a connection, for a lock and for the answer
 //! are all bounded, so a database that hangs is [`StoreError::Transient`] and not a hang. And a
 //! connection on which anything went wrong, or whose caller went away, is closed, never used again
-//! ([`Session`]): the server rolls back what was open.
+//! (`Session`): the server rolls back what was open.
 
 mod days;
 mod encode;
@@ -56,6 +56,9 @@ pub struct PostgresConfig {
     pub acquire_timeout: Duration,
     /// Longest wait for a lock: the row of a partition's offset while another writer has it.
     pub lock_timeout: Duration,
+    /// Longest pause within a transaction, judged by the server: a frozen process must not keep the
+    /// place of its partitions from their new owner. Longer than a dead-letter sink may take.
+    pub idle_in_transaction_timeout: Duration,
     /// Longest single statement, judged by the server.
     pub statement_timeout: Duration,
     /// Longest call as a whole, judged by us: also ends what a dead server never answers.
@@ -72,6 +75,7 @@ impl PostgresConfig {
             days_ahead: 4,
             acquire_timeout: Duration::from_secs(5),
             lock_timeout: Duration::from_secs(2),
+            idle_in_transaction_timeout: Duration::from_secs(10),
             statement_timeout: Duration::from_secs(30),
             call_timeout: Duration::from_secs(40),
         }
@@ -82,8 +86,7 @@ impl PostgresConfig {
         Ok(parse(&self.url)?.options([
             ("lock_timeout", millis(self.lock_timeout)),
             ("statement_timeout", millis(self.statement_timeout)),
-            // A frozen process must not keep the offset of its partitions from their new owner.
-            ("idle_in_transaction_session_timeout", "10s".to_owned()),
+            ("idle_in_transaction_session_timeout", millis(self.idle_in_transaction_timeout)),
             // A host that vanished is noticed within half a minute.
             ("tcp_keepalives_idle", "10".to_owned()),
             ("tcp_keepalives_interval", "5".to_owned()),

@@ -137,6 +137,39 @@ async fn a_writer_behind_a_locked_place_gives_up_soon_and_stores_later() {
 }
 
 #[tokio::test]
+async fn a_frozen_owner_keeps_its_place_from_the_new_one_for_a_moment_only() {
+    on_scratch(async |scratch| {
+        let idle_in_transaction_timeout = Duration::from_millis(500);
+        let frozen_config = PostgresConfig { idle_in_transaction_timeout, ..config(scratch) };
+        let frozen = PostgresStore::open(frozen_config).await.unwrap();
+        begin(&frozen).await;
+        let mut open_batch = frozen.pool.begin().await.unwrap();
+        let swap = "update consumer_offsets set next = 99";
+        sqlx::query(swap).execute(&mut *open_batch).await.unwrap();
+
+        let lock_timeout = Duration::from_millis(100);
+        let owner =
+            PostgresStore::open(PostgresConfig { lock_timeout, ..config(scratch) }).await.unwrap();
+        let one = crate::store::StoreBatch { group: "g", ..batch(0, 3, rows(0, 1..=3)) };
+        crate::testing::wait_for("the new owner to store", Duration::from_secs(5), || async {
+            match owner.write(&one, &Copies::default()).await {
+                Ok(written) => written == stored(3, 0),
+                Err(error) => {
+                    assert!(error.is_retryable(), "{error}");
+                    false
+                }
+            }
+        })
+        .await;
+        assert!(open_batch.commit().await.is_err(), "it wakes too late");
+        assert_eq!(owner.progress("g").await.unwrap(), [place(0, 3)]);
+        owner.close().await;
+        frozen.close().await;
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_statement_without_an_answer_is_transient_and_its_connection_is_not_used_again() {
     on_scratch(async |scratch| {
         let call_timeout = Duration::from_millis(300);

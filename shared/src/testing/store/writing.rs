@@ -115,6 +115,31 @@ pub async fn an_unsure_row_meets_its_id_under_another_timestamp(fixture: Fixture
     assert_eq!(fixture.count().await, 3);
 }
 
+pub async fn of_two_unsure_rows_with_one_id_at_once_one_is_stored(fixture: Fixture) {
+    fixture.begin(2).await;
+    for round in 0..20_i64 {
+        let id = round.unsigned_abs().into();
+        let mut early = row(0, round, id);
+        let mut late = row(1, round, id);
+        late.event.timestamp_ms += 2 * 60 * 60 * 1_000;
+        (early.unsure, late.unsure) = (true, true);
+        let [one, two] = [early, late].map(|row| StoreBatch {
+            group: super::GROUP,
+            from: vec![place(row.partition, round)],
+            to: vec![place(row.partition, round + 1)],
+            rows: vec![row],
+            dead: Vec::new(),
+        });
+        let sink = Copies::default();
+        let (one, two) =
+            tokio::join!(fixture.store.write(&one, &sink), fixture.other.write(&two, &sink));
+        let mut outcomes = [verdict(&one.unwrap()), verdict(&two.unwrap())];
+        outcomes.sort_unstable();
+        assert_eq!(outcomes, [(0, 0, vec![(round, "id_conflict")]), (1, 0, vec![])]);
+    }
+    assert_eq!(fixture.count().await, 20);
+}
+
 pub async fn two_clients_may_use_the_same_id(fixture: Fixture) {
     fixture.begin(1).await;
     let mut both = rows(0, [1, 1]);
