@@ -207,12 +207,6 @@ impl Member {
         }
     }
 
-    /// Takes one event.
-    async fn step(&mut self) {
-        let event = self.consumer.next().await.expect("the member lives");
-        self.take(event);
-    }
-
     fn take(&mut self, event: LogEvent) {
         match event {
             LogEvent::Assigned(partitions) => {
@@ -253,11 +247,9 @@ impl Member {
         self.records.iter().filter(|record| record.partition == partition).count()
     }
 
-    #[track_caller]
+    #[expect(clippy::panic, reason = "a rule that waits in vain has failed")]
     fn give_up(&self, what: &str) -> ! {
         let (assigned, records) = (&self.assigned, self.records.len());
-        std::panic::panic_any(format!(
-            "waited {PATIENCE:?} in vain for {what}; have {assigned:?} and {records} records"
-        ))
+        panic!("waited {PATIENCE:?} in vain for {what}; have {assigned:?} and {records} records")
     }
 }
