@@ -40,7 +40,7 @@ struct Place {
 pub(super) enum Turn {
     /// Hand this out.
     Tell(LogEvent),
-    /// Read records of this partition from there.
+    /// Read records of this partition from there; there may be none, when the place is beyond the end.
     Read(Partition, Offset),
     /// Nothing to do until news or a commit.
     Wait,
@@ -78,7 +78,7 @@ impl Delivery {
         });
         match due {
             None => Turn::Wait,
-            Some((partition, from, bounds)) if from < bounds.first || from > bounds.next => {
+            Some((partition, from, bounds)) if from < bounds.first => {
                 Turn::Tell(state.stop(partition))
             }
             Some((partition, from, _)) => {

@@ -11,7 +11,7 @@ use tokio::sync::watch;
 
 use super::delivery::{Delivery, Turn};
 use super::shared::Shared;
-use super::{locked, reading};
+use super::{locked, places, reading};
 use crate::log::{LogConsumer, LogError, LogEvent, Offset, Partition, ReadLimit, Record, Topic};
 
 /// One batch: enough to make a read of the file worth its query, little enough to be fair.
@@ -34,7 +34,14 @@ pub(super) struct Member {
 struct Reading {
     partition: Partition,
     from: Offset,
-    records: Pin<Box<dyn Future<Output = Vec<Record>> + Send>>,
+    found: Pin<Box<dyn Future<Output = Found> + Send>>,
+}
+
+/// What the file holds at a place.
+enum Found {
+    Records(Vec<Record>),
+    /// Nothing; the partition ends here.
+    End(Offset),
 }
 
 impl Member {
@@ -46,11 +53,23 @@ impl Member {
         Self { shared, group, delivery, commits, reading: None }
     }
 
-    fn take(&self, partition: Partition, from: Offset, records: Vec<Record>) -> Option<LogEvent> {
+    /// Moves on over what was found; `None` when there is nothing to hand out after all.
+    fn take(&self, partition: Partition, from: Offset, found: Found) -> Option<LogEvent> {
+        let records = match found {
+            Found::Records(records) => records,
+            // At the end, or not any more: look again at what the writer is about to announce.
+            Found::End(end) if end >= from => {
+                self.shared.places.raise_next(Topic::Raw, partition, end);
+                return None;
+            }
+            Found::End(_) => return self.delivery.out_of_range(partition, from),
+        };
         match records.first().zip(records.last()) {
             // Offsets of a partition have no holes: a later first record means the place is gone.
             Some((first, last)) if first.offset == from => {
-                let moved = self.delivery.advance(partition, from, last.offset + 1);
+                let next = last.offset + 1;
+                self.shared.places.raise_next(Topic::Raw, partition, next);
+                let moved = self.delivery.advance(partition, from, next);
                 moved.then_some(LogEvent::Records(partition, records))
             }
             _ => self.delivery.out_of_range(partition, from),
@@ -58,8 +77,8 @@ impl Member {
     }
 
     fn start_reading(&mut self, partition: Partition, from: Offset) {
-        let records = Box::pin(read_until_done(Arc::clone(&self.shared), partition, from));
-        self.reading = Some(Reading { partition, from, records });
+        let found = Box::pin(find_until_done(Arc::clone(&self.shared), partition, from));
+        self.reading = Some(Reading { partition, from, found });
     }
 
     fn stop_reading(&mut self, partition: Partition) {
@@ -68,11 +87,11 @@ impl Member {
 }
 
 /// Passing trouble is waited out: the caller has nothing better to do.
-async fn read_until_done(shared: Arc<Shared>, partition: Partition, from: Offset) -> Vec<Record> {
+async fn find_until_done(shared: Arc<Shared>, partition: Partition, from: Offset) -> Found {
     let mut warned = false;
     loop {
-        match reading::read(&shared.readers, Topic::Raw, partition, from, BATCH).await {
-            Ok(records) => return records,
+        match find(&shared, partition, from).await {
+            Ok(found) => return found,
             Err(error) if !warned => {
                 tracing::warn!(%error, partition, "the log cannot be read; trying again");
                 warned = true;
@@ -83,20 +102,31 @@ async fn read_until_done(shared: Arc<Shared>, partition: Partition, from: Offset
     }
 }
 
+async fn find(shared: &Shared, partition: Partition, from: Offset) -> Result<Found, sqlx::Error> {
+    let records = reading::read(&shared.readers, Topic::Raw, partition, from, BATCH).await?;
+    if !records.is_empty() {
+        return Ok(Found::Records(records));
+    }
+    let mut connection = shared.readers.acquire().await?;
+    let bounds = places::read(&mut connection, Topic::Raw).await?;
+    let index = usize::try_from(partition).unwrap_or(usize::MAX);
+    Ok(Found::End(bounds.get(index).map_or(0, |bounds| bounds.next)))
+}
+
 #[async_trait]
 impl LogConsumer for Member {
     async fn next(&mut self) -> Result<LogEvent, LogError> {
         loop {
             if let Some(reading) = &mut self.reading {
                 let (partition, from) = (reading.partition, reading.from);
-                let records = tokio::select! {
-                    records = &mut reading.records => Some(records),
+                let found = tokio::select! {
+                    found = &mut reading.found => Some(found),
                     // News first: what is being read may be revoked. If not, it is read again.
                     () = self.delivery.news.notified() => None,
                 };
                 self.reading = None;
-                if let Some(records) = records
-                    && let Some(event) = self.take(partition, from, records)
+                if let Some(found) = found
+                    && let Some(event) = self.take(partition, from, found)
                 {
                     return Ok(event);
                 }
@@ -108,7 +138,8 @@ impl LogConsumer for Member {
                 Turn::Read(partition, from) => {
                     match self.shared.tail.read(partition, from, BATCH) {
                         Some(records) if !records.is_empty() => {
-                            if let Some(event) = self.take(partition, from, records) {
+                            let found = Found::Records(records);
+                            if let Some(event) = self.take(partition, from, found) {
                                 return Ok(event);
                             }
                         }

@@ -43,14 +43,14 @@ pub(super) async fn latest_ms(connection: &mut SqliteConnection) -> Result<i64, 
     Ok(latest.unwrap_or(0))
 }
 
-/// Bounds of both topics, as the writer knows them.
+/// Bounds of both topics, as the writer knows them: at most a moment, or with another process's records
+/// a tick, behind the file. `next` never goes back.
 #[derive(Debug)]
 pub(super) struct Places {
     raw: Vec<Place>,
     dlq: Vec<Place>,
 }
 
-/// Written by the writer alone, after the commit that makes it true.
 #[derive(Debug, Default)]
 struct Place {
     first: AtomicI64,
@@ -77,13 +77,21 @@ impl Places {
 
     pub(super) fn set_next(&self, topic: Topic, next: &[Offset]) {
         for (place, next) in self.of(topic).iter().zip(next) {
-            place.next.store(*next, Ordering::Release);
+            place.next.fetch_max(*next, Ordering::AcqRel);
+        }
+    }
+
+    /// Somebody read from the file that it reaches this far, before the writer could say so.
+    pub(super) fn raise_next(&self, topic: Topic, partition: Partition, next: Offset) {
+        let index = usize::try_from(partition).unwrap_or(usize::MAX);
+        if let Some(place) = self.of(topic).get(index) {
+            place.next.fetch_max(next, Ordering::AcqRel);
         }
     }
 
     pub(super) fn set(&self, topic: Topic, bounds: &[Bounds]) {
         for (place, bounds) in self.of(topic).iter().zip(bounds) {
-            place.next.store(bounds.next, Ordering::Release);
+            place.next.fetch_max(bounds.next, Ordering::AcqRel);
             place.first.store(bounds.first, Ordering::Release);
         }
     }

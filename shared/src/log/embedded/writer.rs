@@ -111,6 +111,8 @@ pub(super) struct Writer {
     /// A run on its way into the file: its pages written so far, the last group it came from.
     run: Option<(NewRun, usize, i64)>,
     ticks: u32,
+    /// The last commit went wrong.
+    troubled: bool,
 }
 
 impl Writer {
@@ -134,6 +136,7 @@ impl Writer {
             unmeasured_bytes: 0,
             run: None,
             ticks: 0,
+            troubled: false,
         };
         writer.data_version = writer.read_data_version().await?;
         writer.reload().await?;
@@ -230,13 +233,16 @@ impl Writer {
         }
         for _ in 0..TRIES {
             match self.try_commit(&mut group).await {
-                Ok(logged_at_ms) => return self.publish(group, logged_at_ms),
+                Ok(logged_at_ms) => {
+                    self.note(None);
+                    return self.publish(group, logged_at_ms);
+                }
                 Err(Fault::Conflict) => match self.reload().await {
                     Ok(()) => tracing::debug!("somebody else wrote to the log"),
                     Err(fault) => return group.fail(&fault.append_error()),
                 },
                 Err(fault) => {
-                    tracing::warn!(fault = fault.sentence(), "a commit of the log went wrong");
+                    self.note(Some(&fault));
                     return group.fail(&fault.append_error());
                 }
             }
@@ -294,10 +300,10 @@ impl Writer {
         let rows = std::mem::take(&mut group.rows);
         self.shared.counters.add_commit(rows.len());
         self.unmeasured_bytes += group.bytes() as u64;
-        let events = rows.into_iter().filter(|row| row.topic == Topic::Raw);
-        self.shared.tail.push(events.map(|row| row.into_record(logged_at_ms)));
         self.shared.places.set_next(Topic::Raw, &self.next.raw);
         self.shared.places.set_next(Topic::Dlq, &self.next.dlq);
+        let events = rows.into_iter().filter(|row| row.topic == Topic::Raw);
+        self.shared.tail.push(events.map(|row| row.into_record(logged_at_ms)));
         self.commits.send_modify(|count| *count += 1);
         group.confirm();
         self.freeze_outcomes();
@@ -307,8 +313,20 @@ impl Writer {
     async fn tick(&mut self) {
         self.ticks = self.ticks.wrapping_add(1);
         if let Err(fault) = self.try_tick().await {
-            tracing::warn!(fault = fault.sentence(), "the log could not tidy up");
+            self.note(Some(&fault));
         }
+    }
+
+    /// Logs the first of a row of faults, and its end.
+    fn note(&mut self, fault: Option<&Fault>) {
+        match fault {
+            Some(fault) if !self.troubled => {
+                tracing::warn!(fault = fault.sentence(), "the log cannot be written");
+            }
+            None if self.troubled => tracing::info!("the log can be written again"),
+            _ => {}
+        }
+        self.troubled = fault.is_some();
     }
 
     async fn try_tick(&mut self) -> Result<(), Fault> {
