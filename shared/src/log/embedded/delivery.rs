@@ -152,3 +152,61 @@ impl State {
         LogEvent::OutOfRange(Some(partition))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn served(partitions: &[Partition]) -> (Delivery, Places) {
+        let (delivery, places) = (Delivery::default(), Places::new(4));
+        places.set_next(Topic::Raw, &[10, 10, 10, 0]);
+        delivery.assign(partitions.to_vec());
+        assert!(matches!(delivery.turn(&places), Turn::Tell(LogEvent::Assigned(_))));
+        partitions.iter().for_each(|partition| delivery.seek(*partition, 0));
+        (delivery, places)
+    }
+
+    #[test]
+    fn a_revoked_partition_is_lost_before_the_member_is_told() {
+        let (delivery, places) = served(&[0]);
+        assert!(matches!(delivery.turn(&places), Turn::Read(0, 0)));
+        delivery.revoke(vec![0]);
+        assert!(!delivery.advance(0, 0, 10), "what was being read is not handed out");
+        assert!(!delivery.owns(0), "nor does a late commit count");
+        assert!(matches!(delivery.turn(&places), Turn::Tell(LogEvent::Revoked(_))));
+        assert!(matches!(delivery.turn(&places), Turn::Wait));
+    }
+
+    #[test]
+    fn an_assignment_that_was_revoked_unseen_leaves_nothing_behind() {
+        let (delivery, places) = (Delivery::default(), Places::new(4));
+        delivery.assign(vec![1]);
+        delivery.revoke(vec![1]);
+        assert!(matches!(delivery.turn(&places), Turn::Tell(LogEvent::Assigned(_))));
+        assert!(matches!(delivery.turn(&places), Turn::Tell(LogEvent::Revoked(_))));
+        assert!(!delivery.owns(1));
+    }
+
+    #[test]
+    fn records_read_for_another_place_are_not_handed_out() {
+        let (delivery, _) = served(&[0]);
+        delivery.seek(0, 5);
+        assert!(!delivery.advance(0, 0, 4));
+        assert!(delivery.advance(0, 5, 6));
+    }
+
+    #[test]
+    fn partitions_take_turns_and_a_paused_or_finished_one_is_passed_over() {
+        let (delivery, places) = served(&[0, 1, 2, 3]);
+        let mut turns = Vec::new();
+        delivery.set_paused(&[1], true);
+        for _ in 0..6 {
+            if let Turn::Read(partition, from) = delivery.turn(&places) {
+                turns.push(partition);
+                assert!(delivery.advance(partition, from, from + 1));
+            }
+        }
+        turns.sort_unstable();
+        assert_eq!(turns, [0, 0, 0, 2, 2, 2]);
+    }
+}

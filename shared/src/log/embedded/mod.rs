@@ -53,6 +53,7 @@ mod statements;
 mod tail;
 #[cfg(test)]
 mod tests;
+mod upkeep;
 mod writer;
 
 /// Append requests waiting for the writer. Their bytes are bounded by whoever admits requests; beyond

@@ -18,11 +18,12 @@ use uuid::Uuid;
 use super::fault::Fault;
 use super::folder::FolderLock;
 use super::group::{Group, NextOffsets, Row};
-use super::group_places::GroupPlace;
-use super::outcome_run::{NewRun, first_page, push};
+use super::outcome_run::push;
 use super::shared::Shared;
 use super::statements::{Kind, Step, Texts, Values, commit, roll_back};
+use super::upkeep::Upkeep;
 use super::{file, places};
+use crate::cache::Outcome;
 use crate::clock::unix_ms;
 use crate::log::{
     AppendError, AppendResult, Identity, LogError, NewRecord, Offset, Partition, Topic,
@@ -31,20 +32,11 @@ use crate::log::{
 /// How often the writer looks for work nobody asked for.
 const TICK: Duration = Duration::from_millis(100);
 
-/// Changed group places wait at most this many ticks for a commit to ride on.
-const PLACES_TICKS: u32 = 10;
-
 /// Requests taken at once.
 const MAX_REQUESTS: usize = 1_024;
 
-/// Pages of an outcome run written with one commit: about half a megabyte.
-const RUN_STEP: usize = 128;
-
 /// The size of the file is measured again after so many bytes.
 const MEASURE_EVERY_BYTES: u64 = 16 << 20;
-
-/// Commits tried when another process keeps writing between ours.
-const TRIES: usize = 3;
 
 const DELETE: &str = "
 BEGIN IMMEDIATE;
@@ -108,9 +100,7 @@ pub(super) struct Writer {
     data_version: i64,
     max_bytes: u64,
     unmeasured_bytes: u64,
-    /// A run on its way into the file: its pages written so far, the last group it came from.
-    run: Option<(NewRun, usize, i64)>,
-    ticks: u32,
+    upkeep: Upkeep,
     /// The last commit went wrong.
     troubled: bool,
 }
@@ -134,8 +124,7 @@ impl Writer {
             data_version: 0,
             max_bytes,
             unmeasured_bytes: 0,
-            run: None,
-            ticks: 0,
+            upkeep: Upkeep::default(),
             troubled: false,
         };
         writer.data_version = writer.read_data_version().await?;
@@ -164,7 +153,10 @@ impl Writer {
                 break Some(closer);
             }
         };
-        drop(requests);
+        requests.close();
+        while requests.recv_many(&mut taken, MAX_REQUESTS).await > 0 {
+            self.serve(&mut taken).await;
+        }
         self.close().await;
         if closer.is_some_and(|closer| closer.send(()).is_err()) {
             tracing::trace!("nobody waited for the log to close");
@@ -231,34 +223,37 @@ impl Writer {
             }
             Err(fault) => return group.fail(&fault.append_error()),
         }
-        for _ in 0..TRIES {
-            match self.try_commit(&mut group).await {
-                Ok(logged_at_ms) => {
-                    self.note(None);
-                    return self.publish(group, logged_at_ms);
-                }
-                Err(Fault::Conflict) => match self.reload().await {
-                    Ok(()) => tracing::debug!("somebody else wrote to the log"),
-                    Err(fault) => return group.fail(&fault.append_error()),
-                },
-                Err(fault) => {
-                    self.note(Some(&fault));
-                    return group.fail(&fault.append_error());
-                }
+        let mut result = match self.role {
+            Role::Owner { .. } => self.write(&mut group, false).await,
+            Role::Attached => self.look_up_and_commit(&mut group).await,
+        };
+        if result == Err(Fault::Conflict) {
+            // Somebody else wrote since we looked. With the write lock held nobody can.
+            result = self.look_up_and_commit(&mut group).await;
+        }
+        match result {
+            Ok(logged_at_ms) => {
+                self.note(None);
+                self.publish(group, logged_at_ms);
+            }
+            Err(fault) => {
+                self.note(Some(&fault));
+                group.fail(&fault.append_error());
             }
         }
-        group.fail(&Fault::Conflict.append_error());
     }
 
-    async fn try_commit(&mut self, group: &mut Group) -> Result<i64, Fault> {
-        let begun = matches!(self.role, Role::Attached);
-        if begun {
-            sqlx::raw_sql("BEGIN IMMEDIATE").execute(&mut self.connection).await?;
-            if let Err(fault) = self.reload().await {
-                roll_back(&mut self.connection).await;
-                return Err(fault);
-            }
+    async fn look_up_and_commit(&mut self, group: &mut Group) -> Result<i64, Fault> {
+        sqlx::raw_sql("BEGIN IMMEDIATE").execute(&mut self.connection).await?;
+        if let Err(fault) = self.reload().await {
+            roll_back(&mut self.connection).await;
+            return Err(fault);
         }
+        self.write(group, true).await
+    }
+
+    /// `begun`: the transaction is, so our memory of the next offsets is right for sure.
+    async fn write(&mut self, group: &mut Group, begun: bool) -> Result<i64, Fault> {
         let mut next = self.next.clone();
         group.place(&mut next);
         let logged_at_ms = unix_ms().max(self.latest_ms);
@@ -271,23 +266,17 @@ impl Writer {
         );
         let outcome_group = self.shared.outcomes.next_group();
         if !group.outcomes.is_empty() {
-            let mut packed = Vec::new();
-            group.outcomes.iter().for_each(|it| push(&mut packed, it.key, &it.record));
             steps.push(Step::new(Kind::OutcomeGroup, |values| {
                 values.int(outcome_group);
-                values.blob(&packed);
+                values.blob(&pack(&group.outcomes));
             }));
         }
-        let run_pages = self.run_steps(&mut steps);
-        let changed = self.due_group_places(&mut steps);
+        let upkeep = self.upkeep.begin(&self.shared, &mut steps);
         let result = commit(&mut self.connection, &mut self.texts, steps, begun).await;
-        if let Err(fault) = result {
-            self.shared.group_places.put_back(changed);
-            return Err(fault);
-        }
+        self.upkeep.end(&self.shared, upkeep, result.is_ok());
+        result?;
         self.next = next;
         self.latest_ms = logged_at_ms;
-        self.run_pages_are_written(run_pages);
         if !group.outcomes.is_empty() {
             let outcomes = std::mem::take(&mut group.outcomes);
             self.shared.outcomes.committed(outcome_group, outcomes);
@@ -306,12 +295,12 @@ impl Writer {
         self.shared.tail.push(events.map(|row| row.into_record(logged_at_ms)));
         self.commits.send_modify(|count| *count += 1);
         group.confirm();
-        self.freeze_outcomes();
+        self.upkeep.freeze_outcomes(&self.shared);
     }
 
     /// Work nobody asked for. A fault here is met again by the next tick.
     async fn tick(&mut self) {
-        self.ticks = self.ticks.wrapping_add(1);
+        self.upkeep.tick();
         if let Err(fault) = self.try_tick().await {
             self.note(Some(&fault));
         }
@@ -338,81 +327,13 @@ impl Writer {
             self.commits.send_modify(|count| *count += 1);
         }
         let mut steps = Vec::new();
-        let run_pages = self.run_steps(&mut steps);
-        let changed = self.due_group_places(&mut steps);
-        let expired = self.shared.outcomes.expired_run(unix_ms());
-        if let Some(run) = expired {
-            steps.push(Step::new(Kind::ForgetOutcomePages, |it| it.int(first_page(run + 1))));
-            steps.push(Step::new(Kind::ForgetOutcomeRuns, |it| it.int(run)));
-        }
+        let upkeep = self.upkeep.begin(&self.shared, &mut steps);
         if steps.is_empty() {
             return Ok(());
         }
-        if let Err(fault) = commit(&mut self.connection, &mut self.texts, steps, false).await {
-            self.shared.group_places.put_back(changed);
-            return Err(fault);
-        }
-        self.run_pages_are_written(run_pages);
-        if let Some(run) = expired {
-            self.shared.outcomes.forget_run(run);
-        }
-        Ok(())
-    }
-
-    /// Adds changed group places once a second; gives them back for the case that the commit fails.
-    fn due_group_places(&mut self, steps: &mut Vec<Step>) -> Vec<GroupPlace> {
-        if self.ticks < PLACES_TICKS {
-            return Vec::new();
-        }
-        self.ticks = 0;
-        let changed = self.shared.group_places.take_changed();
-        Step::many(&changed, Kind::GroupPlaces, fill_group_place, steps);
-        changed
-    }
-
-    fn freeze_outcomes(&mut self) {
-        if self.run.is_none()
-            && let Some(frozen) = self.shared.outcomes.freeze()
-        {
-            let new = NewRun::pack(frozen.number, &frozen.entries);
-            self.run = Some((new, 0, frozen.last_group));
-        }
-    }
-
-    /// Adds the next piece of a run; with the last one the run itself takes the place of its groups.
-    fn run_steps(&self, steps: &mut Vec<Step>) -> usize {
-        let Some((new, written, last_group)) = &self.run else { return 0 };
-        let left = new.pages.get(*written..).unwrap_or_default();
-        let now = left.get(..RUN_STEP).unwrap_or(left);
-        Step::many(
-            now,
-            Kind::OutcomePages,
-            |page, values| {
-                values.int(page.0);
-                values.blob(&page.1);
-            },
-            steps,
-        );
-        if now.len() == left.len() {
-            steps.push(Step::new(Kind::OutcomeRun, |values| {
-                values.int(new.run.number);
-                values.int(new.run.newest_ms);
-                values.blob(new.run.filter.as_bytes());
-            }));
-            steps.push(Step::new(Kind::ForgetOutcomeGroups, |values| values.int(*last_group)));
-        }
-        now.len()
-    }
-
-    fn run_pages_are_written(&mut self, pages: usize) {
-        if let Some((new, written, _)) = &mut self.run {
-            *written += pages;
-            if *written == new.pages.len()
-                && let Some((new, ..)) = self.run.take()
-            {
-                self.shared.outcomes.frozen_is_written(new);
-            }
-        }
+        let result = commit(&mut self.connection, &mut self.texts, steps, false).await;
+        self.upkeep.end(&self.shared, upkeep, result.is_ok());
+        result
     }
 
     async fn renew(&mut self, seen: Uuid) -> Result<Identity, LogError> {
@@ -487,13 +408,14 @@ impl Writer {
     }
 
     async fn close(mut self) {
-        let changed = self.shared.group_places.take_changed();
         let mut steps = Vec::new();
-        Step::many(&changed, Kind::GroupPlaces, fill_group_place, &mut steps);
-        if !steps.is_empty()
-            && let Err(fault) = commit(&mut self.connection, &mut self.texts, steps, false).await
-        {
-            tracing::warn!(fault = fault.sentence(), "the last group places were not written");
+        let upkeep = self.upkeep.begin_last(&self.shared, &mut steps);
+        if !steps.is_empty() {
+            let result = commit(&mut self.connection, &mut self.texts, steps, false).await;
+            if let Err(fault) = &result {
+                tracing::warn!(fault = fault.sentence(), "the last group places were not written");
+            }
+            self.upkeep.end(&self.shared, upkeep, result.is_ok());
         }
         self.shared.readers.close().await;
         if let Err(error) = self.connection.close().await {
@@ -509,6 +431,12 @@ fn ticks() -> Interval {
     tick
 }
 
+fn pack(outcomes: &[Outcome]) -> Vec<u8> {
+    let mut packed = Vec::new();
+    outcomes.iter().for_each(|outcome| push(&mut packed, outcome.key, &outcome.record));
+    packed
+}
+
 fn fill_record(row: &Row, logged_at_ms: i64, values: &mut Values) {
     values.int(file::topic_number(row.topic));
     values.int(i64::from(row.partition));
@@ -517,10 +445,4 @@ fn fill_record(row: &Row, logged_at_ms: i64, values: &mut Values) {
     values.blob_or_null(row.record.key.as_deref());
     values.blob(&row.record.value);
     values.blob(row.record.headers.as_bytes());
-}
-
-fn fill_group_place((group, partition, next): &GroupPlace, values: &mut Values) {
-    values.text(group);
-    values.int(i64::from(*partition));
-    values.int(*next);
 }

@@ -16,9 +16,8 @@ pub async fn nothing_of_a_partition_comes_before_its_seek(it: Fixture) {
     let mut member = Member::join_alone(&it.log, "suite").await;
     member.seek(1, 0);
     append(&it.log, Topic::Raw, numbered(0, "silent", 3)).await;
-    append(&it.log, Topic::Raw, vec![record(1, "fence")]).await;
     // `Member` fails at any record of a partition without a place.
-    member.until("the fence", |it| it.count_of(1) == 1).await;
+    member.fence(&it.log, 1).await;
     member.seek(0, 0);
     member.until("the sought partition", |it| it.count_of(0) == 6).await;
 }
@@ -88,8 +87,7 @@ pub async fn a_paused_partition_is_silent_until_it_is_resumed(it: Fixture) {
     member.until("both partitions", |it| it.records.len() == 2).await;
     member.consumer.pause(&[0]);
     append(&it.log, Topic::Raw, numbered(0, "during", 10)).await;
-    append(&it.log, Topic::Raw, vec![record(1, "fence")]).await;
-    member.until("the fence", |it| it.count_of(1) == 2).await;
+    member.fence(&it.log, 1).await;
     assert_eq!(member.count_of(0), 1, "a paused partition is silent");
     member.consumer.resume(&[0]);
     member.until("what came during the pause", |it| it.count_of(0) >= 11).await;
@@ -127,8 +125,8 @@ pub async fn a_place_beyond_the_log_is_told_and_waits_for_a_new_seek(it: Fixture
     member.seek(0, 1_000);
     member.until("out of range", |it| it.out_of_range > 0).await;
     member.seek(1, 0);
-    append(&it.log, Topic::Raw, vec![record(0, "later"), record(1, "fence")]).await;
-    member.until("the fence", |it| it.count_of(1) == 1).await;
+    append(&it.log, Topic::Raw, vec![record(0, "later")]).await;
+    member.fence(&it.log, 1).await;
     assert_eq!(member.count_of(0), 0, "delivery has stopped");
     member.seek(0, 2);
     member.until("delivery from the new place", |it| it.count_of(0) >= 4).await;

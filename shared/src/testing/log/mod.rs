@@ -207,6 +207,16 @@ impl Member {
         }
     }
 
+    /// Shows that nothing else comes: records of a served partition, appended one after the other, each
+    /// waited for. Whatever was to come before them has had its turn.
+    async fn fence(&mut self, log: &Arc<dyn EventLog>, partition: Partition) {
+        for _ in 0..3 {
+            let before = self.count_of(partition);
+            append(log, Topic::Raw, vec![record(partition, "fence")]).await;
+            self.until("a fence", |it| it.count_of(partition) > before).await;
+        }
+    }
+
     fn take(&mut self, event: LogEvent) {
         match event {
             LogEvent::Assigned(partitions) => {
