@@ -7,7 +7,7 @@ use std::fmt;
 use serde::de::{self, DeserializeSeed, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-use crate::event::push_json_string;
+use crate::event::{push_json_string, push_number};
 
 /// Most entries one event may carry.
 pub const MAX_ENTRIES: usize = 64;
@@ -67,16 +67,16 @@ impl Entry<'_> {
         if has_nul(&self.key) || (text.starts_with('"') && text.contains("\\u0000")) {
             return Some(fault(&self.key, "must not contain U+0000"));
         }
-        match text.as_bytes().first() {
-            Some(b'{' | b'[' | b'n') | None => {
-                Some(fault(&self.key, "Invalid input: expected string, number or boolean"))
-            }
-            Some(b'"' | b't' | b'f') => None,
-            Some(_) => {
-                let finite = serde_json::from_str::<f64>(text).is_ok_and(f64::is_finite);
-                (!finite).then(|| fault(&self.key, "Invalid input: expected a finite number"))
-            }
-        }
+        let wrong = match text.as_bytes().first() {
+            Some(b't' | b'f') => return None,
+            // Half a surrogate pair is no text to a database.
+            Some(b'"') if serde_json::from_str::<String>(text).is_ok() => return None,
+            Some(b'"') => "Invalid input: expected well-formed Unicode",
+            Some(b'{' | b'[' | b'n') | None => "Invalid input: expected string, number or boolean",
+            Some(_) if serde_json::from_str::<f64>(text).is_ok_and(f64::is_finite) => return None,
+            Some(_) => "Invalid input: expected a finite number",
+        };
+        Some(fault(&self.key, wrong))
     }
 }
 
@@ -94,10 +94,20 @@ fn write(entries: &[Entry<'_>]) -> Box<str> {
         }
         push_json_string(&mut json, &entry.key);
         json.push(':');
-        json.push_str(entry.value.get());
+        push_value(&mut json, entry.value.get());
     }
     json.push('}');
     json.into_boxed_str()
+}
+
+/// Appends a scalar as it came, except that a number with an exponent is written out as the double it
+/// is: `1e-200000` is a number to JSON and an error to a database.
+fn push_value(json: &mut String, text: &str) {
+    let exponent = !text.starts_with(['"', 't', 'f']) && text.contains(['e', 'E']);
+    match serde_json::from_str(text) {
+        Ok(number) if exponent => push_number(json, number),
+        _ => json.push_str(text),
+    }
 }
 
 /// Collects the entries of an object without building its values.
@@ -174,5 +184,7 @@ mod tests {
         assert!(parse(r#"{"a\u0000":"x"}"#).is_err());
         assert!(parse("[1]").is_err());
         assert!(parse(r#"{"a":1e400}"#).is_err());
+        assert!(parse(r#"{"a":"\ud800"}"#).is_err());
+        assert_eq!(parse(r#"{"a":1e-200000,"b":2E2,"c":"e"}"#).unwrap().as_json(), r#"{"a":0,"b":200,"c":"e"}"#);
     }
 }

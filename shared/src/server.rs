@@ -21,7 +21,7 @@ use crate::config;
 ///
 /// Returns when every connection is closed or the time is up. Upgraded connections (WebSockets) are
 /// their handler's to end.
-pub async fn serve(
+pub(crate) async fn serve(
     listener: TcpListener,
     router: Router,
     config: &config::Server,

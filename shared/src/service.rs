@@ -113,7 +113,7 @@ where
     let readiness = Readiness::new(&registry, role.required);
     let app: Arc<OnceLock<Router>> = Arc::default();
     let admin = admin::router(role.name, readiness.clone(), registry.clone());
-    let router = admin.fallback(forward).with_state(app.clone());
+    let router = admin.fallback_service(Router::new().fallback(forward).with_state(app.clone()));
     let server = tokio::spawn({
         let (config, drain) = (config.clone(), shutdown.drain.clone());
         async move { server::serve(listener, router, &config.server, drain).await }

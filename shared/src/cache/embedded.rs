@@ -34,6 +34,13 @@ pub struct EmbeddedCacheBounds {
     pub keys: usize,
 }
 
+impl Default for EmbeddedCacheBounds {
+    /// Far above what one process can have in flight: some 15 MB when full.
+    fn default() -> Self {
+        Self { locks: 100_000, keys: 10_000 }
+    }
+}
+
 /// Idempotency locks and key entries of a single process.
 pub struct EmbeddedCache {
     log: Arc<Shared>,
@@ -111,6 +118,7 @@ impl Cache for EmbeddedCache {
         let replies = requests.iter().zip(known).map(|(request, known)| {
             match (done.get(&request.key).copied(), known) {
                 (Some(record), _) | (None, Known::Held(record)) => LockReply::Held(record),
+                (None, _) if request.record.is_none() => LockReply::Free,
                 (None, Known::Ours(_) | Known::Full) => LockReply::Acquired,
             }
         });

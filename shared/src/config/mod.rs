@@ -67,6 +67,7 @@ section!(Server {
     header_timeout: Duration,
     #[validate(range(min = 1, max = 1_000_000))]
     max_connections: usize,
+    dev: bool,
 });
 
 section!(Embedded {
@@ -146,7 +147,6 @@ section!(Consumer {
 });
 
 section!(Live {
-    ring_bytes: usize,
     #[serde(with = "span")]
     repeat_window: Duration,
     #[validate(range(min = 4_096, message = "is at least 4 KiB"))]
@@ -171,6 +171,14 @@ pub enum LogFormat {
     Text,
     /// For machines.
     Json,
+}
+
+impl Server {
+    /// True when nothing from outside this machine can reach the listener.
+    pub fn is_loopback(&self) -> bool {
+        let address = self.host.trim_matches(['[', ']']).parse::<std::net::IpAddr>();
+        self.host == "localhost" || address.is_ok_and(|address| address.is_loopback())
+    }
 }
 
 impl Config {
@@ -204,6 +212,11 @@ impl Config {
             ingest.max_event_age <= DAY * self.store.retention_days.saturating_sub(2),
             "ingest.max_event_age",
             "must be at most store.retention_days - 2 days: older events have no place in the table",
+        );
+        require(
+            !self.server.dev || self.server.is_loopback(),
+            "server.dev",
+            "needs a loopback server.host: it lets anybody read the live stream",
         );
         require(
             self.keys.process_ttl <= Duration::from_secs(30),

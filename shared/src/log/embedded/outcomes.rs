@@ -133,7 +133,7 @@ impl Outcomes {
         locked(&self.0).runs.len()
     }
 
-    /// Takes each free key; answers in order.
+    /// Takes each free key the caller wants to own; answers in order.
     pub(crate) fn lock(
         &self,
         requests: &[LockRequest],
@@ -149,7 +149,9 @@ impl Outcomes {
 
     /// Gives back a key that [`lock`](Self::lock) took.
     pub(crate) fn give_back(&self, request: &LockRequest) {
-        self.swap(request.key, &request.record, None);
+        if let Some(record) = &request.record {
+            self.swap(request.key, record, None);
+        }
     }
 
     /// Writes an outcome over whatever is held; nothing to do when the log's commit brought it.
@@ -212,12 +214,14 @@ impl State {
         if let Some(record) = known.filter(|record| alive(record, now_ms)) {
             return Known::Held(*record);
         }
-        if self.held.len() >= max_held {
+        if request.record.is_some() && self.held.len() >= max_held {
             return Known::Full;
         }
         let young = self.runs.iter().rev().filter(|run| young(run.newest_ms, now_ms));
         let pages = young.filter_map(|run| run.page_of(key)).collect();
-        self.held.insert(key, request.record);
+        if let Some(record) = request.record {
+            self.held.insert(key, record);
+        }
         Known::Ours(pages)
     }
 

@@ -1,0 +1,106 @@
+//! What a subscriber asked for.
+
+use pulsestream_shared::event::{ClientId, DeviceId, EVENT_TYPE_CHARS};
+use pulsestream_shared::problem::{Code, FieldError, Problem};
+use url::form_urlencoded;
+
+use crate::range::LiveEvent;
+
+/// Values of one kind a filter may name.
+const MOST: usize = 100;
+
+/// Whose events a subscriber may see.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Audience {
+    /// One client's.
+    Client(ClientId),
+    /// Everybody's: `--dev` on loopback.
+    Everybody,
+}
+
+/// Devices and event types; an empty list means all.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Filter {
+    pub(crate) audience: Audience,
+    devices: Vec<DeviceId>,
+    event_types: Vec<String>,
+}
+
+impl Filter {
+    /// Reads `deviceId` and `eventType`, each repeatable, from a query string.
+    ///
+    /// # Errors
+    /// 400 with every fault.
+    pub(crate) fn parse(audience: Audience, query: &str) -> Result<Self, Problem> {
+        let mut filter = Self { audience, devices: Vec::new(), event_types: Vec::new() };
+        let mut errors = Vec::new();
+        for (name, value) in form_urlencoded::parse(query.as_bytes()) {
+            let fault = match name.as_ref() {
+                "deviceId" => match DeviceId::parse(&value) {
+                    Some(device) => keep(&mut filter.devices, device),
+                    None => Some("deviceId must be a UUID in hyphenated form"),
+                },
+                "eventType" if EVENT_TYPE_CHARS.contains(&value.chars().count()) => {
+                    keep(&mut filter.event_types, value.into_owned())
+                }
+                "eventType" => Some("expected 2 to 50 characters"),
+                "mode" | "windowMs" | "cursor" => Some("is not supported by this version"),
+                _ => None,
+            };
+            if let Some(message) = fault {
+                errors.push(FieldError { field: name.into_owned(), message: message.to_owned() });
+            }
+        }
+        if errors.is_empty() { Ok(filter) } else { Err(Problem::from(Code::BadRequest).errors(errors)) }
+    }
+
+    /// True when the subscriber is to see the event. The audience is checked here too, whatever index
+    /// led to this subscriber: one tenant never sees another's event.
+    pub(crate) fn wants(&self, event: &LiveEvent) -> bool {
+        let allowed = match self.audience {
+            Audience::Client(client) => client == event.client,
+            Audience::Everybody => true,
+        };
+        let of_type = |wanted: &String| wanted.as_bytes() == &event.event_type[..];
+        allowed
+            && (self.devices.is_empty() || self.devices.contains(&event.device))
+            && (self.event_types.is_empty() || self.event_types.iter().any(of_type))
+    }
+}
+
+fn keep<T>(list: &mut Vec<T>, value: T) -> Option<&'static str> {
+    if list.len() >= MOST {
+        return Some("at most 100 values");
+    }
+    list.push(value);
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::range::tests::event;
+
+    const ME: Audience = Audience::Client(ClientId(7));
+
+    #[test]
+    fn devices_and_types_narrow_and_nothing_crosses_tenants() {
+        let event = event(1, 1);
+        let wants = |audience, query: &str| Filter::parse(audience, query).unwrap().wants(&event);
+        assert!(wants(ME, ""));
+        assert!(!wants(Audience::Client(ClientId(8)), ""));
+        assert!(wants(Audience::Everybody, ""));
+        assert!(wants(ME, "deviceId=00000000-0000-0000-0000-000000000009&eventType=cpu"));
+        assert!(wants(ME, "eventType=mem&eventType=cpu"));
+        assert!(!wants(ME, "eventType=mem"));
+        assert!(!wants(ME, "deviceId=00000000-0000-0000-0000-000000000008"));
+    }
+
+    #[test]
+    fn faults_are_told_and_unknown_names_ignored() {
+        assert!(Filter::parse(ME, "x=1").is_ok());
+        assert!(Filter::parse(ME, "deviceId=nope").is_err());
+        assert!(Filter::parse(ME, "eventType=x").is_err());
+        assert!(Filter::parse(ME, "cursor=abc").is_err());
+    }
+}
