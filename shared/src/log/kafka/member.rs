@@ -7,7 +7,9 @@
 //! fetcher starts and after an offset was out of range. An assignment is also a barrier: nothing fetched
 //! before it is handed out after it. Under the eager protocol the client is assigned exactly the
 //! partitions that have a place; under the cooperative one it must know all of ours, so those without a
-//! place wait at the end of the log, paused, and what still slips through is dropped here.
+//! place wait at offset 0, paused, and what still slips through is dropped here. (At the end of the log
+//! instead, librdkafka often fetched nothing after the next assignment: its question for the end's
+//! offset was still under way.)
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -450,7 +452,7 @@ impl Rebalances {
     ) -> KafkaResult<()> {
         let done = match consumer.rebalance_protocol() {
             RebalanceProtocol::Cooperative => {
-                partitions.set_all_offsets(Place::End)?;
+                partitions.set_all_offsets(Place::Offset(0))?;
                 consumer.incremental_assign(partitions).and_then(|()| consumer.pause(partitions))
             }
             _ => consumer.assign(&TopicPartitionList::new()),
