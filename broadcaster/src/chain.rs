@@ -20,7 +20,12 @@ pub(crate) enum Step {
     /// Known already.
     Drop,
     /// New, in order, each event once.
-    Deliver(Vec<LiveEvent>),
+    Deliver {
+        /// What to show.
+        events: Vec<LiveEvent>,
+        /// Second copies that were left out.
+        repeats: usize,
+    },
     /// Something before it is missing.
     Hole,
 }
@@ -56,10 +61,10 @@ impl Chain {
         }
         let seen = std::mem::replace(&mut self.seen, range.last);
         let mut events = range.events;
-        events.retain(|event| {
-            event.offset > seen && self.repeats.is_first((event.client, event.id), now_ms)
-        });
-        Step::Deliver(events)
+        events.retain(|event| event.offset > seen);
+        let new = events.len();
+        events.retain(|event| self.repeats.is_first((event.client, event.id), now_ms));
+        Step::Deliver { repeats: new - events.len(), events }
     }
 }
 
@@ -70,7 +75,7 @@ mod tests {
 
     fn offsets(step: Step) -> Vec<Offset> {
         match step {
-            Step::Deliver(events) => events.iter().map(|event| event.offset).collect(),
+            Step::Deliver { events, .. } => events.iter().map(|event| event.offset).collect(),
             other => panic!("{other:?}"),
         }
     }

@@ -51,7 +51,11 @@ impl Filter {
                 errors.push(FieldError { field: name.into_owned(), message: message.to_owned() });
             }
         }
-        if errors.is_empty() { Ok(filter) } else { Err(Problem::from(Code::BadRequest).errors(errors)) }
+        if errors.is_empty() {
+            Ok(filter)
+        } else {
+            Err(Problem::from(Code::BadRequest).errors(errors))
+        }
     }
 
     /// True when the subscriber is to see the event. The audience is checked here too, whatever index

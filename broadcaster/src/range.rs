@@ -60,8 +60,11 @@ impl Range {
 
     /// The bus message.
     pub(crate) fn encode(&self) -> Bytes {
-        let values: usize =
-            self.events.iter().map(|e| e.json.len() + e.event_type.len() + EVENT_HEAD_BYTES + 4).sum();
+        let values: usize = self
+            .events
+            .iter()
+            .map(|e| e.json.len() + e.event_type.len() + EVENT_HEAD_BYTES + 4)
+            .sum();
         let mut out = BytesMut::with_capacity(64 + values);
         out.put_u8(VERSION);
         out.put_slice(self.epoch.as_bytes());

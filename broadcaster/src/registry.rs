@@ -113,8 +113,11 @@ impl Registry {
     pub(crate) fn deliver(&self, event: &LiveEvent) -> Delivered {
         let subscribers = self.0.read().unwrap_or_else(PoisonError::into_inner);
         let own = subscribers.by_client.get(&event.client);
-        let mut interested =
-            own.into_iter().flat_map(HashMap::values).chain(subscribers.everybody.values()).peekable();
+        let mut interested = own
+            .into_iter()
+            .flat_map(HashMap::values)
+            .chain(subscribers.everybody.values())
+            .peekable();
         let mut delivered = Delivered::default();
         if interested.peek().is_none() {
             return delivered;

@@ -43,7 +43,8 @@ impl Batch {
     pub(crate) fn remove(&mut self, partition: Partition) {
         self.from.remove(&partition);
         self.to.remove(&partition);
-        let keep: Vec<_> = self.records.iter().map(|record| record.partition != partition).collect();
+        let keep: Vec<_> =
+            self.records.iter().map(|record| record.partition != partition).collect();
         let mut kept = keep.iter();
         self.decoded.retain(|_| kept.next().copied().unwrap_or(false));
         self.records.retain(|record| record.partition != partition);
@@ -189,7 +190,8 @@ mod tests {
         assert_eq!(batch.add(after, vec![poison(1, 10)]).next, 11);
         batch.add(place(0, 0), vec![poison(0, 3)]);
         let to_store = batch.to_store("g", |_| true);
-        let nexts = |places: &[Progress]| places.iter().map(|p| (p.partition, p.next)).collect::<Vec<_>>();
+        let nexts =
+            |places: &[Progress]| places.iter().map(|p| (p.partition, p.next)).collect::<Vec<_>>();
         assert_eq!(nexts(&to_store.from), [(0, 0), (1, 5)]);
         assert_eq!(nexts(&to_store.to), [(0, 4), (1, 11)]);
         assert_eq!(to_store.dead.len(), 4);

@@ -19,8 +19,7 @@ mod place;
 mod reader;
 
 /// How a consumer process names itself; it has no use without either end.
-pub const ROLE: Role =
-    Role { name: "consumer", required: &[Dependency::Log, Dependency::Store] };
+pub const ROLE: Role = Role { name: "consumer", required: &[Dependency::Log, Dependency::Store] };
 
 /// Starts the consumer's tasks. It answers nothing but the probes.
 ///

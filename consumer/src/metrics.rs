@@ -1,7 +1,9 @@
 //! Every metric of the consumer. Conservation: read = stored + duplicate + dead + what is in the batch
 //! at work (or was read again after a fence).
 
-use prometheus::{Gauge, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
+use prometheus::{
+    Gauge, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
+};
 use pulsestream_shared::metrics::{GROUP_RECORDS, LATENCY_SECONDS, Metrics};
 use pulsestream_shared::service::Context;
 use pulsestream_shared::store::DeadReason;
@@ -66,7 +68,8 @@ impl ConsumerMetrics {
                 "consumer_fenced_total",
                 "Batches given up because another consumer owns the place.",
             ),
-            assigned: metrics.gauge("consumer_assigned_partitions", "Partitions this process reads."),
+            assigned: metrics
+                .gauge("consumer_assigned_partitions", "Partitions this process reads."),
             lag_records: metrics.gauges(
                 "consumer_lag_records",
                 "Records of the log the store has not taken.",

@@ -86,14 +86,19 @@ impl Places {
         bounds: Bounds,
         identity: Identity,
     ) -> Result<Option<Progress>, PlaceError> {
-        let first = Progress { partition, epoch: identity.epoch, next: bounds.first, last_id: None };
+        let first =
+            Progress { partition, epoch: identity.epoch, next: bounds.first, last_id: None };
         let Some(stored) = seen else {
             return Ok(Some(self.store.place(STORE_GROUP, None, first).await?));
         };
         match self.judge(&stored, bounds, identity).await? {
             Finding::Right => Ok(Some(stored)),
             Finding::OtherEpoch => {
-                tracing::warn!(partition, from = bounds.first, "another log: reading it from its start");
+                tracing::warn!(
+                    partition,
+                    from = bounds.first,
+                    "another log: reading it from its start"
+                );
                 Ok(Some(self.store.place(STORE_GROUP, seen, first).await?))
             }
             Finding::Lost(records) => {

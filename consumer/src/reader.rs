@@ -150,7 +150,8 @@ impl Reader {
     }
 
     fn is_full(&self) -> bool {
-        self.batch.len() >= self.config.batch_records || self.batch.bytes() >= self.config.batch_bytes
+        self.batch.len() >= self.config.batch_records
+            || self.batch.bytes() >= self.config.batch_bytes
     }
 
     fn ours(&self) -> Vec<Partition> {
@@ -205,9 +206,10 @@ impl Reader {
             }
             Written::Fenced => {
                 self.metrics.fenced.inc();
-                tracing::warn!("another consumer has stored these records: reading the places again");
-                let partitions: Vec<_> =
-                    self.batch.starts().map(|place| place.partition).collect();
+                tracing::warn!(
+                    "another consumer has stored these records: reading the places again"
+                );
+                let partitions: Vec<_> = self.batch.starts().map(|place| place.partition).collect();
                 self.give_up_batch();
                 self.go_to_places(&partitions).await?;
             }

@@ -119,7 +119,8 @@ fn check_headers(headers: &HeaderMap, max_body_bytes: usize) -> Result<(), Probl
         return Err(too_large(max_body_bytes));
     }
     let Some(content_type) = headers.get(header::CONTENT_TYPE) else { return Ok(()) };
-    let essence = content_type.to_str().unwrap_or_default().split(';').next().unwrap_or_default().trim();
+    let essence =
+        content_type.to_str().unwrap_or_default().split(';').next().unwrap_or_default().trim();
     if essence.eq_ignore_ascii_case("application/json") {
         Ok(())
     } else {

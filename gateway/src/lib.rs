@@ -6,9 +6,8 @@
 
 use axum::Router;
 use pulsestream_shared::admin::Dependency;
-use pulsestream_shared::auth::{Keyring, Pepper};
+use pulsestream_shared::auth::Keyring;
 use pulsestream_shared::engine::OpenError;
-use pulsestream_shared::metrics::Metrics;
 use pulsestream_shared::service::{Context, Role};
 use std::sync::Arc;
 
@@ -26,7 +25,7 @@ pub const ROLE: Role = Role { name: "gateway", required: &[Dependency::Log] };
 /// Builds the routes and starts the background tasks.
 ///
 /// # Errors
-/// [`OpenError`] when the store cannot tell the pepper of the API keys.
+/// None now; the signature is that of every service.
 pub async fn build(context: Context, keyring: Arc<Keyring>) -> Result<Router, OpenError> {
     let metrics = Arc::new(metrics::GatewayMetrics::new(&context));
     let committer = commit::start(&context, metrics.clone());
@@ -37,17 +36,4 @@ pub async fn build(context: Context, keyring: Arc<Keyring>) -> Result<Router, Op
         metrics: metrics.clone(),
     };
     Ok(router::router(Arc::new(ingest), metrics, context.config.ingest.max_in_flight))
-}
-
-/// Makes the keyring of a process; the gateway and the broadcaster of one process share it.
-///
-/// # Errors
-/// [`OpenError`] when the store cannot tell the pepper of the API keys.
-pub async fn keyring(context: &Context) -> Result<Arc<Keyring>, OpenError> {
-    let config = context.config.keys.clone();
-    let pepper = Pepper::load(&config, context.engine.keys.as_ref())
-        .await
-        .map_err(|error| OpenError(error.to_string()))?;
-    let counts = Keyring::counts(&Metrics(&context.registry));
-    Ok(Arc::new(Keyring::new(&context.engine, pepper, config, counts)))
 }

@@ -72,7 +72,16 @@ impl GatewayMetrics {
             freshness: context.freshness.clone(),
         };
         // Counters exist from the start: a rate over a series that appears with its first error is 0.
-        for result in ["accepted", "replayed", "rejected", "conflict", "mismatch", "shed", "unavailable", "unknown"] {
+        for result in [
+            "accepted",
+            "replayed",
+            "rejected",
+            "conflict",
+            "mismatch",
+            "shed",
+            "unavailable",
+            "unknown",
+        ] {
             new.events.with_label_values(&[result]);
         }
         for kind in ["refused", "unknown", "unavailable"] {

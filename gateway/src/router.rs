@@ -21,7 +21,11 @@ struct Admission {
     most: i64,
 }
 
-pub(crate) fn router(ingest: Arc<Ingest>, metrics: Arc<GatewayMetrics>, max_in_flight: usize) -> Router {
+pub(crate) fn router(
+    ingest: Arc<Ingest>,
+    metrics: Arc<GatewayMetrics>,
+    max_in_flight: usize,
+) -> Router {
     let most = i64::try_from(max_in_flight).unwrap_or(i64::MAX);
     let admission = Admission { metrics, most };
     Router::new()

@@ -21,9 +21,10 @@ use tokio::sync::Semaphore;
 use crate::cache::{Cache, CachedKey};
 use crate::clock;
 use crate::config;
-use crate::engine::Engine;
+use crate::engine::OpenError;
 use crate::metrics::Metrics;
 use crate::problem::{Code, Problem};
+use crate::service::Context;
 use crate::store::{KeyHash, KeyRecord, KeyStore, Scope, StoreError};
 
 /// How long a key that was valid works while it cannot be asked for.
@@ -106,10 +107,21 @@ impl Expiry<KeyHash, Arc<Known>> for Jittered {
 }
 
 impl Keyring {
-    /// Starts with nothing known.
-    pub fn new(engine: &Engine, pepper: Pepper, config: config::Keys, counts: IntCounterVec) -> Self {
-        Self {
+    /// Starts with nothing known. One for all services of a process.
+    ///
+    /// # Errors
+    /// [`OpenError`] when the store cannot tell the pepper.
+    pub async fn open(context: &Context) -> Result<Arc<Self>, OpenError> {
+        let engine = &context.engine;
+        let config = context.config.keys.clone();
+        let pepper = Pepper::load(&config, engine.keys.as_ref())
+            .await
+            .map_err(|error| OpenError(error.to_string()))?;
+        let help = "Lookups of API keys by the tier that decided.";
+        let labels = ["tier", "result"];
+        Ok(Arc::new(Self {
             pepper,
+            counts: Metrics(&context.registry).counters("key_lookups_total", help, &labels),
             cache: engine.cache.clone(),
             store: engine.keys.clone(),
             known: Memo::builder()
@@ -123,14 +135,7 @@ impl Keyring {
             stale: Memo::builder().max_capacity(POSITIVE_ENTRIES).time_to_live(STALE).build(),
             config,
             lookups: Semaphore::new(STORE_LOOKUPS),
-            counts,
-        }
-    }
-
-    /// The counter [`Keyring::new`] wants; one for all keyrings of a process.
-    pub fn counts(metrics: &Metrics<'_>) -> IntCounterVec {
-        let help = "Lookups of API keys by the tier that decided.";
-        metrics.counters("key_lookups_total", help, &["tier", "result"])
+        }))
     }
 
     /// Decides whether a request may do what `scope` names.
@@ -212,7 +217,8 @@ impl Keyring {
         let known: Known = serde_json::from_slice(&entry).ok()?;
         let age_ms = clock::unix_ms().saturating_sub(known.read_at_ms);
         // A tier filled from a tier must not double the age.
-        let fresh = u64::try_from(age_ms).is_ok_and(|age| u128::from(age) < self.config.process_ttl.as_millis());
+        let fresh = u64::try_from(age_ms)
+            .is_ok_and(|age| u128::from(age) < self.config.process_ttl.as_millis());
         self.count("cache", if fresh { "hit" } else { "miss" });
         fresh.then(|| Arc::new(known))
     }

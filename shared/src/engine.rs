@@ -6,17 +6,17 @@
 //! | store | `store.database_url` `postgres://`: PostgreSQL | SQLite in the data folder, or at `sqlite://PATH` |
 //! | cache, bus | `cache.redis_url`: Redis | within the process |
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::admin::{Dependency, Readiness};
+use crate::bus::Bus;
 use crate::bus::local::LocalBus;
 use crate::bus::redis::{RedisBus, RedisBusConfig};
-use crate::bus::Bus;
+use crate::cache::Cache;
 use crate::cache::embedded::{EmbeddedCache, EmbeddedCacheBounds};
 use crate::cache::redis::{CacheOpenError, RedisCache, RedisConfig};
-use crate::cache::Cache;
 use crate::clock;
 use crate::config::Config;
 use crate::log::embedded::{EmbeddedConfig, EmbeddedLog};
@@ -117,7 +117,9 @@ impl Engine {
             _ => waiting(Dependency::Cache, readiness, || open_redis_cache(config)).await?,
         };
         let bus: Arc<dyn Bus> = if is_redis(config) {
-            Arc::new(RedisBus::open(redis_bus(config)).map_err(|error| OpenError(error.to_string()))?)
+            Arc::new(
+                RedisBus::open(redis_bus(config)).map_err(|error| OpenError(error.to_string()))?,
+            )
         } else {
             Arc::new(LocalBus::new())
         };
@@ -150,7 +152,11 @@ impl Engine {
         if let Some(log) = self.embedded_log.clone() {
             let (store, stop) = (self.store.clone(), context.shutdown.stop.clone());
             context.spawn("log retention", async move {
-                while stop.run_until_cancelled(tokio::time::sleep(RETENTION_INTERVAL)).await.is_some() {
+                while stop
+                    .run_until_cancelled(tokio::time::sleep(RETENTION_INTERVAL))
+                    .await
+                    .is_some()
+                {
                     if let Err(error) = retain(&log, store.as_ref()).await {
                         tracing::warn!(%error, "log retention put off");
                     }
@@ -182,8 +188,13 @@ const RETENTION_INTERVAL: Duration = Duration::from_secs(60);
 /// Removes from the embedded log what is old and stored.
 async fn retain(log: &EmbeddedLog, store: &dyn EventStore) -> Result<(), String> {
     let epoch = log.identity().await.map_err(|error| error.to_string())?.epoch;
-    let mut floor: Vec<_> =
-        log.bounds(Topic::Raw).await.map_err(|error| error.to_string())?.iter().map(|b| b.first).collect();
+    let mut floor: Vec<_> = log
+        .bounds(Topic::Raw)
+        .await
+        .map_err(|error| error.to_string())?
+        .iter()
+        .map(|b| b.first)
+        .collect();
     for progress in store.progress(STORE_GROUP).await.map_err(|error| error.to_string())? {
         let place = usize::try_from(progress.partition).ok().and_then(|p| floor.get_mut(p));
         if let Some(place) = place.filter(|_| progress.epoch == epoch) {
@@ -230,7 +241,9 @@ pub async fn open_store(config: &Config) -> Result<Stores, OpenError> {
 ///
 /// # Errors
 /// [`OpenError`]; does not wait.
-pub async fn open_redis(config: &Config) -> Result<Option<(Arc<dyn Cache>, Arc<dyn Bus>)>, OpenError> {
+pub async fn open_redis(
+    config: &Config,
+) -> Result<Option<(Arc<dyn Cache>, Arc<dyn Bus>)>, OpenError> {
     if !is_redis(config) {
         return Ok(None);
     }
@@ -245,6 +258,21 @@ pub async fn open_redis(config: &Config) -> Result<Option<(Arc<dyn Cache>, Arc<d
 /// True when any server is configured: the pipeline is not all in one folder.
 pub fn is_distributed(config: &Config) -> bool {
     is_kafka(config) || is_redis(config) || matches!(store_url(config), StoreUrl::Postgres(_))
+}
+
+/// Names of the servers a service of its own needs and is not given.
+pub fn missing_servers(config: &Config) -> Vec<&'static str> {
+    let mut missing = Vec::new();
+    if !is_kafka(config) {
+        missing.push("KAFKA_BROKERS");
+    }
+    if !matches!(store_url(config), StoreUrl::Postgres(_)) {
+        missing.push("DATABASE_URL (postgres://…)");
+    }
+    if !is_redis(config) {
+        missing.push("REDIS_URL");
+    }
+    missing
 }
 
 fn is_kafka(config: &Config) -> bool {
@@ -288,7 +316,10 @@ async fn open_log(
         let log = EmbeddedLog::open(embedded_config(config)).await?;
         let partitions = log.identity().await?.partitions;
         let port = Arc::new(log.clone());
-        Ok(((port.clone() as Arc<dyn EventLog>, port as Arc<dyn LogIdentity>, partitions), Some(log)))
+        Ok((
+            (port.clone() as Arc<dyn EventLog>, port as Arc<dyn LogIdentity>, partitions),
+            Some(log),
+        ))
     })
     .await
 }
@@ -307,12 +338,24 @@ async fn open_stores(config: &Config) -> Result<Stores, Attempt> {
             Ok(Stores { events: store.clone(), keys: store })
         }
         StoreUrl::Sqlite(path) => {
+            create_folder_of(&path).map_err(Attempt::Never)?;
             sqlite::migrate(&path).await?;
-            let config =
-                SqliteConfig { retention_days: config.store.retention_days, ..SqliteConfig::new(path) };
+            let config = SqliteConfig {
+                retention_days: config.store.retention_days,
+                ..SqliteConfig::new(path)
+            };
             let store = Arc::new(SqliteStore::open(config).await?);
             Ok(Stores { events: store.clone(), keys: store })
         }
+    }
+}
+
+/// The data folder may be first wanted by a command that makes a key before the pipeline ever ran.
+fn create_folder_of(path: &Path) -> Result<(), String> {
+    match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => std::fs::create_dir_all(folder)
+            .map_err(|error| format!("data folder {}: {error}", folder.display())),
+        _ => Ok(()),
     }
 }
 

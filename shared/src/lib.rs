@@ -16,6 +16,7 @@ pub mod log;
 pub mod metadata;
 pub mod metrics;
 pub mod problem;
+pub mod process;
 pub mod retry;
 mod server;
 pub mod service;

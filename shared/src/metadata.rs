@@ -185,6 +185,9 @@ mod tests {
         assert!(parse("[1]").is_err());
         assert!(parse(r#"{"a":1e400}"#).is_err());
         assert!(parse(r#"{"a":"\ud800"}"#).is_err());
-        assert_eq!(parse(r#"{"a":1e-200000,"b":2E2,"c":"e"}"#).unwrap().as_json(), r#"{"a":0,"b":200,"c":"e"}"#);
+        assert_eq!(
+            parse(r#"{"a":1e-200000,"b":2E2,"c":"e"}"#).unwrap().as_json(),
+            r#"{"a":0,"b":200,"c":"e"}"#
+        );
     }
 }

@@ -50,7 +50,9 @@ impl Code {
         use StatusCode as S;
         match self {
             Self::InvalidJson => (S::BAD_REQUEST, "invalid_json", "The body is not JSON", None),
-            Self::ValidationFailed => (S::BAD_REQUEST, "validation_failed", "Validation failed", None),
+            Self::ValidationFailed => {
+                (S::BAD_REQUEST, "validation_failed", "Validation failed", None)
+            }
             Self::MissingIdempotencyKey => {
                 (S::BAD_REQUEST, "missing_idempotency_key", "Missing Idempotency-Key header", None)
             }
@@ -61,9 +63,12 @@ impl Code {
                 None,
             ),
             Self::MissingApiKey => (S::UNAUTHORIZED, "missing_api_key", "Missing API key", None),
-            Self::InvalidApiKey => {
-                (S::UNAUTHORIZED, "invalid_api_key", "The API key is unknown, revoked or expired", None)
-            }
+            Self::InvalidApiKey => (
+                S::UNAUTHORIZED,
+                "invalid_api_key",
+                "The API key is unknown, revoked or expired",
+                None,
+            ),
             Self::Forbidden => (S::FORBIDDEN, "forbidden", "The API key lacks a scope", None),
             Self::NotFound => (S::NOT_FOUND, "not_found", "No such resource", None),
             Self::MethodNotAllowed => {
@@ -78,7 +83,9 @@ impl Code {
                 "A request with this Idempotency-Key is already in progress",
                 Some(1),
             ),
-            Self::PayloadTooLarge => (S::PAYLOAD_TOO_LARGE, "payload_too_large", "Body too large", None),
+            Self::PayloadTooLarge => {
+                (S::PAYLOAD_TOO_LARGE, "payload_too_large", "Body too large", None)
+            }
             Self::UnsupportedMediaType => {
                 (S::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", "Send application/json", None)
             }
@@ -89,10 +96,15 @@ impl Code {
                 None,
             ),
             Self::BadRequest => (S::BAD_REQUEST, "bad_request", "Bad request", None),
-            Self::Overloaded => (S::SERVICE_UNAVAILABLE, "overloaded", "Too busy right now", Some(1)),
-            Self::LogUnavailable => {
-                (S::SERVICE_UNAVAILABLE, "log_unavailable", "Events cannot be accepted right now", Some(2))
+            Self::Overloaded => {
+                (S::SERVICE_UNAVAILABLE, "overloaded", "Too busy right now", Some(1))
             }
+            Self::LogUnavailable => (
+                S::SERVICE_UNAVAILABLE,
+                "log_unavailable",
+                "Events cannot be accepted right now",
+                Some(2),
+            ),
             Self::OutcomeUnknown => (
                 S::SERVICE_UNAVAILABLE,
                 "outcome_unknown",
@@ -102,7 +114,9 @@ impl Code {
             Self::Unavailable => {
                 (S::SERVICE_UNAVAILABLE, "unavailable", "Cannot answer right now", Some(2))
             }
-            Self::Starting => (S::SERVICE_UNAVAILABLE, "starting", "Starting, not ready yet", Some(1)),
+            Self::Starting => {
+                (S::SERVICE_UNAVAILABLE, "starting", "Starting, not ready yet", Some(1))
+            }
         }
     }
 

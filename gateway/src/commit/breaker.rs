@@ -26,7 +26,12 @@ impl LaneGate {
         now_ms >= due
             && self
                 .next_probe_at_ms
-                .compare_exchange(due, now_ms + PROBE_EVERY_MS, Ordering::Relaxed, Ordering::Relaxed)
+                .compare_exchange(
+                    due,
+                    now_ms + PROBE_EVERY_MS,
+                    Ordering::Relaxed,
+                    Ordering::Relaxed,
+                )
                 .is_ok()
     }
 

@@ -51,9 +51,8 @@ impl Lane {
         self.metrics.append_seconds.observe(started.elapsed().as_secs_f64());
         if let Some(gate) = self.gates.get(self.index) {
             // A refused record says nothing about the log.
-            let answered = |result: &AppendResult| {
-                matches!(result, Ok(_) | Err(AppendError::Refused(_)))
-            };
+            let answered =
+                |result: &AppendResult| matches!(result, Ok(_) | Err(AppendError::Refused(_)));
             gate.note(results.iter().any(answered));
         }
         for (owned, result) in group.into_iter().zip(results) {

@@ -92,7 +92,12 @@ impl Locks {
 
     /// Keys locked in this process while the cache was away stay this process's: the cache knows
     /// nothing of them. Returns the rest of the group.
-    fn answer_from_local(&self, group: Vec<Waiting>, now_ms: i64, lease_ends: Instant) -> Vec<Waiting> {
+    fn answer_from_local(
+        &self,
+        group: Vec<Waiting>,
+        now_ms: i64,
+        lease_ends: Instant,
+    ) -> Vec<Waiting> {
         if self.local.is_empty() {
             return group;
         }
@@ -145,7 +150,13 @@ impl Locks {
             match (reply, request.record) {
                 (LockReply::Acquired, Some(record)) => {
                     self.count("new");
-                    self.send(Owned { waiting, record, taken_over: false, local: false, lease_ends });
+                    self.send(Owned {
+                        waiting,
+                        record,
+                        taken_over: false,
+                        local: false,
+                        lease_ends,
+                    });
                 }
                 (LockReply::Acquired | LockReply::Free, _) => waiting.answer(Answer::TooOld),
                 (LockReply::Held(seen), _) => {
@@ -173,7 +184,9 @@ impl Locks {
                 self.count("in_flight");
                 waiting.answer(Answer::Failed(Code::InProgress));
             }
-            Verdict::TakeOver if self.was_too_old(&waiting, &seen) => waiting.answer(Answer::TooOld),
+            Verdict::TakeOver if self.was_too_old(&waiting, &seen) => {
+                waiting.answer(Answer::TooOld)
+            }
             Verdict::TakeOver => {
                 self.count("takeover");
                 let next = next_attempt(&seen, now_ms, self.lease_ms);
@@ -223,7 +236,13 @@ impl Locks {
                 (MemoryReply::Cache(LockReply::Acquired), Some(record)) => {
                     self.count("local");
                     waiting.attempt.accepted.unsure = true;
-                    self.send(Owned { waiting, record, taken_over: false, local: true, lease_ends });
+                    self.send(Owned {
+                        waiting,
+                        record,
+                        taken_over: false,
+                        local: true,
+                        lease_ends,
+                    });
                 }
                 (MemoryReply::Cache(LockReply::Held(seen)), _) => {
                     self.use_local_record(waiting, seen, now_ms, lease_ends);

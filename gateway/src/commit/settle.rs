@@ -64,8 +64,10 @@ impl Settle {
     pub(super) async fn run(self, mut queue: mpsc::Receiver<Change>) {
         let mut group = Vec::with_capacity(MAX_GROUP);
         while queue.recv_many(&mut group, MAX_GROUP).await > 0 {
-            let (local, shared): (Vec<_>, Vec<_>) = group.drain(..).partition(|change| change.local);
-            let changes = |group: Vec<Change>| group.into_iter().map(|c| c.change).collect::<Vec<_>>();
+            let (local, shared): (Vec<_>, Vec<_>) =
+                group.drain(..).partition(|change| change.local);
+            let changes =
+                |group: Vec<Change>| group.into_iter().map(|c| c.change).collect::<Vec<_>>();
             let (local, shared) = (changes(local), changes(shared));
             if !local.is_empty() {
                 self.local.settle(&local, clock::unix_ms());

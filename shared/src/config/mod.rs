@@ -16,6 +16,7 @@ mod span;
 
 pub use layers::{Fault, Faults, Flag, Loaded, Source, load};
 pub use secret::Secret;
+pub use span::parse as parse_duration;
 
 /// Every setting.
 #[derive(Debug, Clone, Deserialize, Validate)]

@@ -16,8 +16,8 @@ pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Duration
     })
 }
 
-/// Reads a duration; `None` when it is not one.
-pub(super) fn parse(text: &str) -> Option<Duration> {
+/// Reads a duration as people write it, such as `30s` or `7d`; `None` when it is not one.
+pub fn parse(text: &str) -> Option<Duration> {
     let text = text.trim();
     let digits = text.find(|c: char| !c.is_ascii_digit())?;
     let (number, unit) = text.split_at_checked(digits)?;

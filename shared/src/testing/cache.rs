@@ -128,13 +128,18 @@ pub async fn a_batch_mixes_both_and_answers_in_order(it: CacheUnderTest) {
     let odd: Vec<_> = requests.iter().skip(1).step_by(2).cloned().collect();
     let replies = it.cache.lock(&odd).await.expect("lock");
     assert!(replies.iter().all(|reply| *reply == LockReply::Acquired));
-    let again: Vec<_> =
-        requests.iter().map(|request| LockRequest { record: Some(attempt()), ..*request }).collect();
+    let again: Vec<_> = requests
+        .iter()
+        .map(|request| LockRequest { record: Some(attempt()), ..*request })
+        .collect();
     let replies = it.cache.lock(&again).await.expect("lock");
     assert_eq!(replies.len(), requests.len());
     for (number, (request, reply)) in requests.iter().zip(replies).enumerate() {
-        let expected =
-            if number % 2 == 1 { LockReply::Held(request.record.unwrap()) } else { LockReply::Acquired };
+        let expected = if number % 2 == 1 {
+            LockReply::Held(request.record.unwrap())
+        } else {
+            LockReply::Acquired
+        };
         assert_eq!(reply, expected, "request {number}");
     }
 }

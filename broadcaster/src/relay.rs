@@ -1,0 +1,188 @@
+//! The relay: reads the log as the group `pulsestream-live` and publishes ranges on the bus.
+//!
+//! It commits only after the publish succeeded, so a range is published at least once; the hubs drop
+//! what they know. Every owned partition's position is told each second even when nothing happens, so
+//! that a hub notices a lost last range and a dead relay.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use pulsestream_shared::admin::{Dependency, Readiness};
+use pulsestream_shared::bus::Channel;
+use pulsestream_shared::engine::{Engine, OpenError};
+use pulsestream_shared::log::{
+    Bounds, LIVE_GROUP, LogConsumer, LogError, LogEvent, Offset, Partition, Record, Topic,
+};
+use pulsestream_shared::retry::Backoff;
+use pulsestream_shared::service::Context;
+use tokio::time::{MissedTickBehavior, interval, sleep};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::metrics::LiveMetrics;
+use crate::range::Range;
+
+const POSITION_INTERVAL: Duration = Duration::from_secs(1);
+const EPOCH_INTERVAL: Duration = Duration::from_secs(5);
+/// Records of one bus message: small enough that a hub is never long in one.
+const RANGE_RECORDS: usize = 256;
+
+pub(crate) struct Relay {
+    consumer: Box<dyn LogConsumer>,
+    engine: Engine,
+    epoch: Uuid,
+    /// Per owned partition the next offset to publish.
+    places: HashMap<Partition, Offset>,
+    metrics: Arc<LiveMetrics>,
+    readiness: Readiness,
+}
+
+impl Relay {
+    pub(crate) async fn join(
+        context: &Context,
+        metrics: Arc<LiveMetrics>,
+    ) -> Result<Self, OpenError> {
+        let engine = context.engine.clone();
+        let unusable = |error: LogError| OpenError(error.to_string());
+        let consumer = engine.log.consume(LIVE_GROUP).await.map_err(unusable)?;
+        let epoch = engine.identity.identity().await.map_err(unusable)?.epoch;
+        let readiness = context.readiness.clone();
+        Ok(Self { consumer, engine, epoch, places: HashMap::new(), metrics, readiness })
+    }
+
+    /// Runs until `stop`.
+    pub(crate) async fn run(mut self, stop: CancellationToken) {
+        if let Some(Err(error)) = stop.clone().run_until_cancelled_owned(self.relay()).await {
+            tracing::error!(%error, "the log cannot be relayed");
+        }
+    }
+
+    /// Cancelled between any two awaits, loses nothing: what was not committed is published again.
+    async fn relay(&mut self) -> Result<(), LogError> {
+        let mut positions = interval(POSITION_INTERVAL);
+        positions.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut epochs = interval(EPOCH_INTERVAL);
+        epochs.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                event = self.consumer.next() => self.handle(event?).await,
+                _ = positions.tick() => self.tell_positions().await,
+                _ = epochs.tick() => self.check_epoch().await,
+            }
+        }
+    }
+
+    async fn handle(&mut self, event: LogEvent) {
+        match event {
+            LogEvent::Assigned(partitions) => self.go_to_committed(&partitions).await,
+            LogEvent::Revoked(partitions) => {
+                for partition in partitions {
+                    self.places.remove(&partition);
+                }
+            }
+            LogEvent::Records(partition, records) => self.publish_records(partition, records).await,
+            LogEvent::OutOfRange(partition) => {
+                let partitions =
+                    partition.map_or_else(|| self.places.keys().copied().collect(), |p| vec![p]);
+                self.go_to_committed(&partitions).await;
+            }
+        }
+    }
+
+    /// Goes on where the group was, for as long as it takes to learn where.
+    async fn go_to_committed(&mut self, partitions: &[Partition]) {
+        let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
+        loop {
+            match self.find_places(partitions).await {
+                Ok(places) => {
+                    for (partition, place) in places {
+                        self.go_to(partition, place);
+                    }
+                    return;
+                }
+                Err(error) => tracing::warn!(%error, "places not found yet"),
+            }
+            sleep(backoff.next_delay()).await;
+        }
+    }
+
+    /// The committed place, or the end of the log where there is none: what was logged before anybody
+    /// relayed is history, not live. A place outside the log is moved to its nearest end; that the log
+    /// was cut is for the store's group to judge.
+    async fn find_places(
+        &mut self,
+        partitions: &[Partition],
+    ) -> Result<Vec<(Partition, Offset)>, LogError> {
+        let committed = self.consumer.committed(partitions).await?;
+        let bounds = self.engine.log.bounds(Topic::Raw).await?;
+        let place = |(&partition, committed): (&Partition, Option<Offset>)| {
+            let Bounds { first, next } = *bounds.get(usize::try_from(partition).ok()?)?;
+            Some((partition, committed.unwrap_or(next).clamp(first, next)))
+        };
+        Ok(partitions.iter().zip(committed).filter_map(place).collect())
+    }
+
+    fn go_to(&mut self, partition: Partition, place: Offset) {
+        self.places.insert(partition, place);
+        self.consumer.seek(partition, place);
+    }
+
+    async fn publish_records(&mut self, partition: Partition, mut records: Vec<Record>) {
+        let Some(place) = self.places.get(&partition).copied() else { return };
+        records.retain(|record| record.offset >= place);
+        let mut prev = place - 1;
+        for chunk in records.chunks(RANGE_RECORDS) {
+            let range = Range::of(self.epoch, partition, prev, chunk);
+            prev = range.last;
+            self.publish(&range).await;
+            self.places.insert(partition, prev + 1);
+            self.consumer.commit(partition, prev + 1);
+            self.metrics.relay_batches.inc();
+        }
+    }
+
+    /// Publishes for as long as it takes; meanwhile the hubs read the log themselves.
+    async fn publish(&mut self, range: &Range) {
+        let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(1));
+        let message = range.encode();
+        let channel = Channel::Live(range.partition);
+        while let Err(error) = self.engine.bus.publish(channel, message.clone()).await {
+            self.readiness.note(Dependency::Bus, Err(error.to_string()));
+            sleep(backoff.next_delay()).await;
+        }
+    }
+
+    async fn tell_positions(&mut self) {
+        let bounds = self.engine.log.bounds(Topic::Raw).await.unwrap_or_default();
+        for (&partition, &place) in &self.places {
+            let position = Range::position(self.epoch, partition, place - 1).encode();
+            if self.engine.bus.publish(Channel::Live(partition), position).await.is_err() {
+                return; // told again in a second
+            }
+            let index = usize::try_from(partition).ok();
+            if let Some(bounds) = index.and_then(|index| bounds.get(index)) {
+                let lag =
+                    self.metrics.relay_lag_records.with_label_values(&[&partition.to_string()]);
+                lag.set((bounds.next - place).max(0));
+            }
+        }
+    }
+
+    /// A new epoch is read from its first offset, as by the store.
+    async fn check_epoch(&mut self) {
+        let Ok(identity) = self.engine.identity.identity().await else { return };
+        if identity.epoch == self.epoch {
+            return;
+        }
+        let Ok(bounds) = self.engine.log.bounds(Topic::Raw).await else { return };
+        self.epoch = identity.epoch;
+        let partitions: Vec<_> = self.places.keys().copied().collect();
+        for partition in partitions {
+            let index = usize::try_from(partition).ok();
+            if let Some(bounds) = index.and_then(|index| bounds.get(index)) {
+                self.go_to(partition, bounds.first);
+            }
+        }
+    }
+}

@@ -1,0 +1,110 @@
+//! A process from its first line to its exit code, the same for every service.
+
+use std::future::Future;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use axum::Router;
+use prometheus::Registry;
+use tokio::net::TcpListener;
+
+use crate::config::{self, Config, Server};
+use crate::engine::OpenError;
+use crate::service::{self, Context, Role};
+use crate::shutdown::Shutdown;
+use crate::telemetry;
+
+/// The exit code for a configuration or a command line that cannot be used.
+pub const EXIT_USAGE: u8 = 64;
+
+/// Runs one service as a process of its own: configuration from the environment, logs to standard
+/// error, one listener, drained by SIGTERM.
+pub fn main<Build, Built>(role: Role, port: fn(&Server) -> u16, build: Build) -> ExitCode
+where
+    Build: FnOnce(Context) -> Built,
+    Built: Future<Output = Result<Router, OpenError>>,
+{
+    let loaded = match config::load(None, std::env::vars(), &[]) {
+        Ok(loaded) => loaded,
+        Err(faults) => return complain(&faults, EXIT_USAGE),
+    };
+    if let Err(error) = telemetry::start(&loaded.config.telemetry) {
+        return complain(&error, EXIT_USAGE);
+    }
+    let port = port(&loaded.config.server);
+    match block_on(run(role, loaded.config, port, build, |_| {})) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(reason) => complain(&reason, 1),
+    }
+}
+
+/// Runs a future to its end on a runtime of its own.
+///
+/// # Errors
+/// The future's own; a runtime that cannot start is told the same way.
+pub fn block_on<T>(future: impl Future<Output = Result<T, String>>) -> Result<T, String> {
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| format!("the runtime did not start: {error}"))?
+        .block_on(future)
+}
+
+/// Binds, tells `listening` where, and serves until a signal.
+///
+/// # Errors
+/// One sentence for a person.
+pub async fn run<Build, Built>(
+    role: Role,
+    config: Config,
+    port: u16,
+    build: Build,
+    listening: impl FnOnce(std::net::SocketAddr),
+) -> Result<(), String>
+where
+    Build: FnOnce(Context) -> Built,
+    Built: Future<Output = Result<Router, OpenError>>,
+{
+    let listener = bind(&config.server.host, port).await?;
+    let address = listener.local_addr().map_err(|error| error.to_string())?;
+    listening(address);
+    tracing::info!(service = role.name, %address, version = env!("CARGO_PKG_VERSION"), "listening");
+    let shutdown = Shutdown::default();
+    shutdown.on_signals().map_err(|error| format!("signals cannot be caught: {error}"))?;
+    let (config, registry) = (Arc::new(config), Registry::new());
+    observe_process(&registry);
+    let ended = service::run(role, listener, config, registry, shutdown, build).await;
+    tracing::info!(service = role.name, "stopped");
+    ended.map_err(|error| error.to_string())
+}
+
+async fn bind(host: &str, port: u16) -> Result<TcpListener, String> {
+    TcpListener::bind((host, port)).await.map_err(|error| match error.kind() {
+        std::io::ErrorKind::AddrInUse => format!(
+            "port {port} on {host} is taken by another program: stop it, or choose another with --port \
+             or PORT"
+        ),
+        std::io::ErrorKind::PermissionDenied => {
+            format!("port {port} on {host} is not for this user: choose one above 1023 with --port or PORT")
+        }
+        _ => format!("cannot listen on {host}:{port}: {error}"),
+    })
+}
+
+/// Memory, CPU and file descriptors of the process, by the library's own collector.
+fn observe_process(registry: &Registry) {
+    let collector = prometheus::process_collector::ProcessCollector::for_self();
+    if let Err(error) = registry.register(Box::new(collector)) {
+        tracing::warn!(%error, "process metrics not registered");
+    }
+}
+
+/// Tells a person why the process ends.
+pub fn complain(reason: &impl std::fmt::Display, code: u8) -> ExitCode {
+    use std::io::Write as _;
+    // Standard error may be closed; then the exit code has to do.
+    if writeln!(std::io::stderr(), "pulsestream: {reason}").is_err() {
+        return ExitCode::from(code);
+    }
+    ExitCode::from(code)
+}

@@ -1,0 +1,26 @@
+//! `pulsestream config`.
+
+use std::io::Write as _;
+
+use clap::Subcommand;
+use pulsestream_shared::config::Loaded;
+
+/// Check or show the configuration.
+#[derive(Debug, Subcommand)]
+pub(crate) enum ConfigCommand {
+    /// Exit 0 when the configuration is valid; otherwise name every fault.
+    Check,
+    /// Print every setting in force and where it came from; secrets are hidden.
+    Show,
+}
+
+/// A configuration that got here is valid.
+pub(crate) fn run(command: &ConfigCommand, loaded: &Loaded) -> Result<(), String> {
+    let text = match command {
+        ConfigCommand::Check => "the configuration is valid\n".to_owned(),
+        ConfigCommand::Show => loaded.show(),
+    };
+    std::io::stdout()
+        .write_all(text.as_bytes())
+        .map_err(|error| format!("standard output: {error}"))
+}
