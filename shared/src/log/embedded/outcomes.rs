@@ -21,12 +21,17 @@ use super::locked;
 use super::outcome_run::{Entries, NewRun, RUN_KEYS, Run, unpack};
 use crate::cache::{LOCK_LIFE, LockKey, LockRecord, LockRequest, Outcome};
 
+/// At the bound, dead locks are looked for this often, not with every call.
+const SWEEP_MS: i64 = 1_000;
+
 #[derive(Default)]
 pub(crate) struct Outcomes(Mutex<State>);
 
 #[derive(Default)]
 struct State {
     held: HashMap<LockKey, LockRecord>,
+    /// When dead locks were last looked for, unix milliseconds.
+    swept_ms: i64,
     gathering: Entries,
     /// Last row of `outcome_groups` among those gathering.
     last_group: i64,
@@ -141,7 +146,8 @@ impl Outcomes {
         max_held: usize,
     ) -> Vec<Known> {
         let mut state = locked(&self.0);
-        if state.held.len() + requests.len() > max_held {
+        if state.held.len() + requests.len() > max_held && now_ms >= state.swept_ms + SWEEP_MS {
+            state.swept_ms = now_ms;
             state.held.retain(|_, record| alive(record, now_ms));
         }
         requests.iter().map(|request| state.lock(request, now_ms, max_held)).collect()

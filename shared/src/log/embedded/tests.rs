@@ -264,6 +264,29 @@ async fn an_attached_command_and_the_pipeline_append_beside_each_other() {
 }
 
 #[tokio::test]
+async fn a_log_closes_while_a_member_is_in_the_middle_of_a_read() {
+    let dir = TempDir::new().unwrap();
+    open(&dir).await.close().await;
+    let log = open(&dir).await;
+    append(&log, 0, 1_000).await;
+    log.close().await;
+    // Opened again, the end of the log is not in memory: the file is read.
+    let log = open(&dir).await;
+    let mut member = log.consume(STORE_GROUP).await.unwrap();
+    assert!(matches!(member.next().await, Ok(LogEvent::Assigned(_))));
+    member.seek(0, 0);
+    assert!(futures_util::FutureExt::now_or_never(member.next()).is_none(), "a read is under way");
+    tokio::time::timeout(PATIENCE, log.close()).await.unwrap();
+    loop {
+        match tokio::time::timeout(PATIENCE, member.next()).await.unwrap() {
+            Ok(_) => {}
+            Err(LogError::Unusable(_)) => break,
+            Err(other) => panic!("{other}"),
+        }
+    }
+}
+
+#[tokio::test]
 async fn attaching_to_a_folder_without_a_log_is_refused() {
     let dir = TempDir::new().unwrap();
     assert!(matches!(EmbeddedLog::attach(dir.path()).await, Err(LogError::Unusable(_))));
