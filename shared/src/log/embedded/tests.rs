@@ -252,15 +252,22 @@ async fn an_attached_command_and_the_pipeline_append_beside_each_other() {
     let mut offsets = both.await.concat();
     offsets.sort_unstable();
     assert!(offsets.into_iter().eq(0..200), "each offset once");
-    // An idle pipeline notices, too.
+    let mut consumed = consume_up_to(&mut member, 200).await;
+    // An idle pipeline at the end of the log notices, too.
+    assert!(futures_util::FutureExt::now_or_never(member.next()).is_none());
     append(&attached, 0, 1).await;
-    let mut consumed = Vec::new();
-    while consumed.len() < 201 {
-        if let LogEvent::Records(0, records) = member.next().await.unwrap() {
-            consumed.extend(records.iter().map(|record| record.offset));
-        }
-    }
+    consumed.extend(consume_up_to(&mut member, 1).await);
     assert!(consumed.into_iter().eq(0..201));
+}
+
+async fn consume_up_to(member: &mut Box<dyn LogConsumer>, count: usize) -> Vec<Offset> {
+    let mut consumed = Vec::new();
+    while consumed.len() < count {
+        let event = tokio::time::timeout(PATIENCE, member.next()).await.unwrap().unwrap();
+        let LogEvent::Records(0, records) = event else { panic!("{event:?}") };
+        consumed.extend(records.iter().map(|record| record.offset));
+    }
+    consumed
 }
 
 #[tokio::test]
