@@ -1,1 +1,37 @@
-//! PulseStream.
+//! The consumer: from the log to the store.
+//!
+//! A record walks through few rooms: `reader` (assignment, place, gathering) → `batch` (decoding, who
+//! is dead already) → the store (one transaction) → `dead` (copies of dead letters, inside that
+//! transaction).
+
+use axum::Router;
+use pulsestream_shared::admin::Dependency;
+use pulsestream_shared::engine::OpenError;
+use pulsestream_shared::service::{Context, Role};
+use std::sync::Arc;
+
+mod batch;
+mod clients;
+mod dead;
+mod lag;
+mod metrics;
+mod place;
+mod reader;
+
+/// How a consumer process names itself; it has no use without either end.
+pub const ROLE: Role =
+    Role { name: "consumer", required: &[Dependency::Log, Dependency::Store] };
+
+/// Starts the consumer's tasks. It answers nothing but the probes.
+///
+/// # Errors
+/// [`OpenError`] when the group cannot be joined.
+pub async fn build(context: Context) -> Result<Router, OpenError> {
+    let metrics = Arc::new(metrics::ConsumerMetrics::new(&context));
+    let stop = context.shutdown.drain.clone();
+    let reader = reader::Reader::join(&context, metrics.clone()).await?;
+    context.spawn_until("store writer", stop.clone(), reader.run(stop.clone()));
+    let lag = lag::Lag::new(&context, metrics);
+    context.spawn_until("lag", stop.clone(), lag.run(stop));
+    Ok(Router::new())
+}

@@ -3,14 +3,24 @@
 //!
 //! Nothing here knows of a gateway, a consumer or a broadcaster.
 
+pub mod admin;
+pub mod auth;
 pub mod bus;
 pub mod cache;
 pub mod clock;
 pub mod codec;
 pub mod config;
+pub mod engine;
 pub mod event;
 pub mod log;
 pub mod metadata;
+pub mod metrics;
+pub mod problem;
+pub mod retry;
+mod server;
+pub mod service;
+pub mod shutdown;
 pub mod store;
+pub mod telemetry;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;

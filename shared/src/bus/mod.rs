@@ -8,6 +8,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 pub mod local;
+mod queue;
 pub mod redis;
 
 use crate::log::Partition;

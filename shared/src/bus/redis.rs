@@ -1,1 +1,85 @@
-//! Engine.
+//! The bus on Redis Pub/Sub.
+//!
+//! Publishing is one `PUBLISH` on a shared connection. Each subscription has a connection of its own
+//! whose socket is always drained: Redis disconnects a subscriber that does not read.
+//!
+//! Channels are `NAMESPACE live:{PARTITION}` and `NAMESPACE keys` without the space. The partition is
+//! written as a hash tag, ready for sharded Pub/Sub; that is not used, because `SSUBSCRIBE` must go to
+//! the node that owns the slot, which takes the library's cluster client. Plain `PUBLISH` is correct on
+//! a cluster too, every node passes every message on.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use redis::Client;
+
+use super::{Bus, BusError, Channel, Subscription};
+use crate::cache::redis::link::{self, Link};
+
+mod subscription;
+
+use subscription::RedisSubscription;
+
+/// Where the Redis is and how patient the bus is with it.
+#[derive(Debug, Clone)]
+pub struct RedisBusConfig {
+    /// `redis://[user:password@]host[:port][/db]`.
+    pub url: String,
+    /// Put before every channel, so that pipelines can share a server.
+    pub namespace: String,
+    /// After which a publish fails; 100 ms.
+    pub timeout: Duration,
+    /// How often a subscriber's connection is asked for a sign of life, and how long the answer may
+    /// take before the connection counts as cut; 500 ms.
+    pub heartbeat: Duration,
+}
+
+/// [`Bus`] on Redis Pub/Sub.
+///
+/// A publish that failed by timeout may still happen, even after a later one: it lies in the socket of
+/// a frozen server.
+pub struct RedisBus {
+    client: Client,
+    link: Link,
+    config: RedisBusConfig,
+}
+
+impl RedisBus {
+    /// Prepares the bus; connects when first used. Must be called within a runtime.
+    ///
+    /// # Errors
+    /// [`BusError`] when the URL cannot be used. An absent server is no error.
+    pub fn open(config: RedisBusConfig) -> Result<Self, BusError> {
+        let unusable = |error: redis::RedisError| BusError(error.to_string());
+        let client = link::client(&config.url).map_err(unusable)?;
+        let link = Link::new(client.clone(), config.timeout).map_err(unusable)?;
+        Ok(Self { client, link, config })
+    }
+
+    fn name(&self, channel: Channel) -> String {
+        match channel {
+            Channel::Live(partition) => format!("{}live:{{{partition}}}", self.config.namespace),
+            Channel::Keys => format!("{}keys", self.config.namespace),
+        }
+    }
+}
+
+#[async_trait]
+impl Bus for RedisBus {
+    async fn publish(&self, channel: Channel, message: Bytes) -> Result<(), BusError> {
+        let mut publish = redis::cmd("PUBLISH");
+        publish.arg(self.name(channel)).arg(&message[..]);
+        self.link.call_one(publish).await.map(|_receivers| ()).map_err(BusError)
+    }
+
+    async fn subscribe(&self, channels: &[Channel]) -> Box<dyn Subscription> {
+        let names: HashMap<Vec<u8>, Channel> =
+            channels.iter().map(|channel| (self.name(*channel).into_bytes(), *channel)).collect();
+        Box::new(RedisSubscription::start(self.client.clone(), self.config.clone(), names))
+    }
+}
+
+#[cfg(test)]
+mod tests;

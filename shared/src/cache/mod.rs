@@ -22,13 +22,13 @@ use crate::store::KeyHash;
 #[error("cache unavailable: {0}")]
 pub struct CacheError(pub String);
 
-/// One key a gateway wants to own.
+/// One key a gateway wants to own, or only to look at.
 #[derive(Debug, Clone)]
 pub struct LockRequest {
     /// Client and event.
     pub key: LockKey,
-    /// What to write when nobody has it.
-    pub record: LockRecord,
+    /// What to write when nobody has it; `None` writes nothing.
+    pub record: Option<LockRecord>,
 }
 
 /// The answer to a [`LockRequest`].
@@ -38,6 +38,8 @@ pub enum LockReply {
     Acquired,
     /// Somebody has, or had, it; nothing was written.
     Held(LockRecord),
+    /// Nobody had the key, and the caller only looked.
+    Free,
 }
 
 /// One change to a lock after the attempt.

@@ -37,6 +37,11 @@ impl Headers {
         })
     }
 
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// The packed form, for an engine that keeps it as it is.
     pub(crate) fn as_bytes(&self) -> &[u8] {
         &self.0
@@ -79,26 +84,31 @@ impl HeadersBuilder {
 
     /// Adds a header; `None` is Kafka's null value.
     pub fn push(&mut self, name: &str, value: Option<&[u8]>) {
-        self.push_length(name.len());
-        self.0.extend_from_slice(name.as_bytes());
-        match value {
-            Some(value) => {
-                self.push_length(value.len());
-                self.0.extend_from_slice(value);
-            }
-            None => self.0.extend_from_slice(&NULL.to_le_bytes()),
-        }
-    }
-
-    fn push_length(&mut self, length: usize) {
-        let length = u32::try_from(length).expect("a record is smaller than 2 GiB");
-        self.0.extend_from_slice(&length.to_le_bytes());
+        pack(&mut self.0, name, value);
     }
 
     /// The finished list.
     pub fn build(self) -> Headers {
         Headers(self.0.freeze())
     }
+}
+
+/// Appends one header in the packed form, for an engine that packs many records into one buffer.
+pub(crate) fn pack(buffer: &mut BytesMut, name: &str, value: Option<&[u8]>) {
+    pack_length(buffer, name.len());
+    buffer.extend_from_slice(name.as_bytes());
+    match value {
+        Some(value) => {
+            pack_length(buffer, value.len());
+            buffer.extend_from_slice(value);
+        }
+        None => buffer.extend_from_slice(&NULL.to_le_bytes()),
+    }
+}
+
+fn pack_length(buffer: &mut BytesMut, length: usize) {
+    let length = u32::try_from(length).expect("a record is smaller than 2 GiB");
+    buffer.extend_from_slice(&length.to_le_bytes());
 }
 
 #[cfg(test)]

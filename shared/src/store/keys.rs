@@ -167,3 +167,9 @@ pub trait KeyStore: Send + Sync {
     /// [`StoreError`].
     async fn pepper(&self) -> Result<Vec<u8>, StoreError>;
 }
+
+/// A number for a new client: random and positive, so that a store that was restored or swapped does not
+/// give one twice.
+pub(super) fn random_number() -> i32 {
+    rand::random_range(1..=i32::MAX)
+}

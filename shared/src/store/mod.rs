@@ -12,9 +12,11 @@ use uuid::Uuid;
 
 pub mod keys;
 pub mod postgres;
+mod schema;
+mod settle;
 pub mod sqlite;
 
-pub use keys::{KeyHash, KeyRecord, KeyStore, NewKey, Scope};
+pub use keys::{KeyError, KeyHash, KeyRecord, KeyStore, NewKey, Scope};
 
 use crate::event::{ClientId, Event, EventId};
 use crate::log::{LogError, Offset, Partition};

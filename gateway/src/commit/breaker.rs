@@ -1,0 +1,73 @@
+//! What is known to be down is not waited for.
+
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+
+use pulsestream_shared::clock;
+
+/// One probe in so many milliseconds passes a closed gate.
+const PROBE_EVERY_MS: i64 = 500;
+
+/// Whether a partition of the log takes records. Closed by a group of which nothing was confirmed,
+/// opened by the first confirmed record; while closed, one attempt in [`PROBE_EVERY_MS`] passes.
+#[derive(Debug, Default)]
+pub(super) struct LaneGate {
+    closed: AtomicBool,
+    next_probe_at_ms: AtomicI64,
+}
+
+impl LaneGate {
+    /// True when an attempt may enter.
+    pub(super) fn admits(&self) -> bool {
+        !self.closed.load(Ordering::Relaxed) || self.is_probe(clock::unix_ms())
+    }
+
+    fn is_probe(&self, now_ms: i64) -> bool {
+        let due = self.next_probe_at_ms.load(Ordering::Relaxed);
+        now_ms >= due
+            && self
+                .next_probe_at_ms
+                .compare_exchange(due, now_ms + PROBE_EVERY_MS, Ordering::Relaxed, Ordering::Relaxed)
+                .is_ok()
+    }
+
+    /// A group came back.
+    pub(super) fn note(&self, any_confirmed: bool) {
+        if any_confirmed == self.closed.load(Ordering::Relaxed) {
+            self.closed.store(!any_confirmed, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Whether the shared cache is used. Opened (used no more) by one failed call; a probe closes it.
+#[derive(Debug, Default)]
+pub(super) struct CacheBreaker(AtomicBool);
+
+impl CacheBreaker {
+    /// True while the cache is not to be used.
+    pub(super) fn is_open(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// Notes whether the cache answers.
+    pub(super) fn set_open(&self, open: bool) {
+        self.0.store(open, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_closed_gate_lets_one_probe_through_at_a_time_and_one_success_opens_it() {
+        let gate = LaneGate::default();
+        assert!(gate.admits() && gate.admits());
+        gate.note(false);
+        assert!(gate.is_probe(10_000));
+        assert!(!gate.is_probe(10_001));
+        assert!(!gate.is_probe(10_499));
+        assert!(gate.is_probe(10_500));
+        gate.note(true);
+        assert!(gate.admits() && gate.admits());
+    }
+}

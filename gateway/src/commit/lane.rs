@@ -1,0 +1,105 @@
+//! One lane: appends the records of one partition, one group at a time.
+
+use std::sync::Arc;
+use std::time::Instant as StdInstant;
+
+use pulsestream_shared::cache::Outcome;
+use pulsestream_shared::clock;
+use pulsestream_shared::codec::encode;
+use pulsestream_shared::log::{AppendError, AppendResult, EventLog, NewRecord, Topic};
+use pulsestream_shared::problem::Code;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use super::breaker::LaneGate;
+use super::settle::Change;
+use super::{Answer, MAX_GROUP, Owned};
+use crate::idempotency::done;
+use crate::metrics::GatewayMetrics;
+
+pub(super) struct Lane {
+    pub(super) log: Arc<dyn EventLog>,
+    pub(super) partitions: u32,
+    pub(super) gates: Arc<[LaneGate]>,
+    pub(super) index: usize,
+    pub(super) settle: mpsc::Sender<Change>,
+    pub(super) metrics: Arc<GatewayMetrics>,
+}
+
+impl Lane {
+    /// Runs until the lock stage is gone and the queue is empty.
+    pub(super) async fn run(self, mut queue: mpsc::Receiver<Owned>) {
+        let mut group = Vec::with_capacity(MAX_GROUP);
+        while queue.recv_many(&mut group, MAX_GROUP).await > 0 {
+            self.append_group(std::mem::take(&mut group)).await;
+        }
+    }
+
+    async fn append_group(&self, mut group: Vec<Owned>) {
+        let now = Instant::now();
+        // A lease that ran out while the attempt waited here may belong to somebody else by now.
+        for late in group.extract_if(.., |owned| owned.lease_ends <= now) {
+            late.waiting.answer(Answer::Failed(Code::OutcomeUnknown));
+        }
+        if group.is_empty() {
+            return;
+        }
+        let records = group.iter().map(|owned| self.record(owned)).collect();
+        self.metrics.group_records.observe(group.len() as f64);
+        let started = StdInstant::now();
+        let results = self.log.append(Topic::Raw, records).await;
+        self.metrics.append_seconds.observe(started.elapsed().as_secs_f64());
+        if let Some(gate) = self.gates.get(self.index) {
+            // A refused record says nothing about the log.
+            let answered = |result: &AppendResult| {
+                matches!(result, Ok(_) | Err(AppendError::Refused(_)))
+            };
+            gate.note(results.iter().any(answered));
+        }
+        for (owned, result) in group.into_iter().zip(results) {
+            self.settle_one(owned, result);
+        }
+    }
+
+    fn record(&self, owned: &Owned) -> NewRecord {
+        let attempt = &owned.waiting.attempt;
+        let outcome = Outcome { key: attempt.key, record: done(&owned.record) };
+        NewRecord { outcome: Some(outcome), ..encode(&attempt.accepted, self.partitions) }
+    }
+
+    fn settle_one(&self, owned: Owned, result: AppendResult) {
+        match result {
+            Ok(_) => {
+                let received_at_us = owned.waiting.attempt.accepted.received_at_us;
+                #[expect(clippy::cast_precision_loss, reason = "a histogram of seconds")]
+                let age_seconds = (clock::unix_us() - received_at_us).max(0) as f64 / 1e6;
+                self.metrics.freshness.with_label_values(&["logged"]).observe(age_seconds);
+                Change::finish(&owned).queue(&self.settle, &self.metrics);
+                let local = owned.local;
+                owned.waiting.answer(Answer::Accepted { local });
+            }
+            Err(AppendError::Refused(reason)) => {
+                self.count("refused");
+                tracing::warn!(%reason, "record refused");
+                Change::release(&owned).queue(&self.settle, &self.metrics);
+                owned.waiting.answer(Answer::Failed(Code::LogUnavailable));
+            }
+            Err(AppendError::Unavailable(reason)) => {
+                self.count("unavailable");
+                tracing::debug!(%reason, "log unavailable");
+                Change::release(&owned).queue(&self.settle, &self.metrics);
+                owned.waiting.answer(Answer::Failed(Code::LogUnavailable));
+            }
+            // The record may be in the log: the key keeps its lease and its fingerprint.
+            Err(AppendError::Unknown(reason)) => {
+                self.count("unknown");
+                tracing::debug!(%reason, "append not confirmed");
+                owned.waiting.answer(Answer::Failed(Code::OutcomeUnknown));
+            }
+        }
+    }
+
+    fn count(&self, kind: &str) {
+        self.metrics.append_errors.with_label_values(&[kind]).inc();
+    }
+}

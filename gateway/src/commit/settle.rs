@@ -1,0 +1,78 @@
+//! The settle stage: writes outcomes to the cache, in bulk and awaited by nobody.
+//!
+//! An outcome that is lost costs a retry its quick answer, nothing else: the key's lease ends, the
+//! retry appends again under the same id, the store keeps one.
+
+use std::sync::Arc;
+
+use pulsestream_shared::cache::memory::MemoryLocks;
+use pulsestream_shared::cache::{Cache, LockChange};
+use pulsestream_shared::clock;
+use tokio::sync::mpsc;
+
+use super::{MAX_GROUP, Owned};
+use crate::idempotency::{after_refusal, done};
+use crate::metrics::GatewayMetrics;
+
+/// A change of one key, and whose key it is.
+pub(super) struct Change {
+    change: LockChange,
+    local: bool,
+}
+
+impl Change {
+    /// The event is in the log.
+    pub(super) fn finish(owned: &Owned) -> Self {
+        let change = LockChange::Finish(owned.waiting.attempt.key, done(&owned.record));
+        Self { change, local: owned.local }
+    }
+
+    /// The event is certainly not in the log by this attempt.
+    pub(super) fn release(owned: &Owned) -> Self {
+        let change = LockChange::Swap {
+            key: owned.waiting.attempt.key,
+            expected: owned.record,
+            record: after_refusal(&owned.record, owned.taken_over),
+        };
+        Self { change, local: owned.local }
+    }
+
+    /// Queues the change, or counts it as lost when too many wait.
+    pub(super) fn queue(self, queue: &mpsc::Sender<Self>, metrics: &GatewayMetrics) {
+        if queue.try_send(self).is_err() {
+            metrics.outcomes_lost.inc();
+        }
+    }
+}
+
+pub(super) struct Settle {
+    cache: Arc<dyn Cache>,
+    local: Arc<MemoryLocks>,
+    metrics: Arc<GatewayMetrics>,
+}
+
+impl Settle {
+    pub(super) fn new(
+        cache: Arc<dyn Cache>,
+        local: Arc<MemoryLocks>,
+        metrics: Arc<GatewayMetrics>,
+    ) -> Self {
+        Self { cache, local, metrics }
+    }
+
+    /// Runs until every sender is gone and the queue is empty.
+    pub(super) async fn run(self, mut queue: mpsc::Receiver<Change>) {
+        let mut group = Vec::with_capacity(MAX_GROUP);
+        while queue.recv_many(&mut group, MAX_GROUP).await > 0 {
+            let (local, shared): (Vec<_>, Vec<_>) = group.drain(..).partition(|change| change.local);
+            let changes = |group: Vec<Change>| group.into_iter().map(|c| c.change).collect::<Vec<_>>();
+            let (local, shared) = (changes(local), changes(shared));
+            if !local.is_empty() {
+                self.local.settle(&local, clock::unix_ms());
+            }
+            if !shared.is_empty() && self.cache.settle(&shared).await.is_err() {
+                self.metrics.outcomes_lost.inc_by(shared.len() as u64);
+            }
+        }
+    }
+}

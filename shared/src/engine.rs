@@ -1,0 +1,387 @@
+//! Which engine runs behind each port; the only place that knows. Chosen by URL.
+//!
+//! | | given | not given |
+//! |---|---|---|
+//! | log | `log.kafka_brokers`: Kafka | the data folder |
+//! | store | `store.database_url` `postgres://`: PostgreSQL | SQLite in the data folder, or at `sqlite://PATH` |
+//! | cache, bus | `cache.redis_url`: Redis | within the process |
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::admin::{Dependency, Readiness};
+use crate::bus::local::LocalBus;
+use crate::bus::redis::{RedisBus, RedisBusConfig};
+use crate::bus::Bus;
+use crate::cache::embedded::{EmbeddedCache, EmbeddedCacheBounds};
+use crate::cache::redis::{CacheOpenError, RedisCache, RedisConfig};
+use crate::cache::Cache;
+use crate::clock;
+use crate::config::Config;
+use crate::log::embedded::{EmbeddedConfig, EmbeddedLog};
+use crate::log::kafka::{self, KafkaConfig, KafkaLog};
+use crate::log::{EventLog, LogError, LogIdentity, STORE_GROUP, Topic};
+use crate::retry::Backoff;
+use crate::service::{Context, PROBE_INTERVAL};
+use crate::store::postgres::{self, PostgresConfig, PostgresStore};
+use crate::store::sqlite::{self, SqliteConfig, SqliteStore};
+use crate::store::{EventStore, KeyHash, KeyStore, StoreError};
+
+/// What stands behind the ports of one process.
+#[derive(Clone)]
+pub struct Engine {
+    /// The log.
+    pub log: Arc<dyn EventLog>,
+    /// The log's name for itself.
+    pub identity: Arc<dyn LogIdentity>,
+    /// Partitions of the log; fixed.
+    pub partitions: u32,
+    /// Events and offsets.
+    pub store: Arc<dyn EventStore>,
+    /// Clients and keys.
+    pub keys: Arc<dyn KeyStore>,
+    /// Idempotency locks and looked-up keys.
+    pub cache: Arc<dyn Cache>,
+    /// Live batches and notices.
+    pub bus: Arc<dyn Bus>,
+    embedded_log: Option<EmbeddedLog>,
+}
+
+/// What is needed cannot be used, however long one waits.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct OpenError(pub String);
+
+/// The two ports to one database.
+#[derive(Clone)]
+pub struct Stores {
+    /// Events and offsets.
+    pub events: Arc<dyn EventStore>,
+    /// Clients and keys.
+    pub keys: Arc<dyn KeyStore>,
+}
+
+/// Why one attempt to open an engine ended.
+enum Attempt {
+    /// Passing: wait and try again.
+    Later(String),
+    /// For good.
+    Never(String),
+}
+
+impl From<LogError> for Attempt {
+    fn from(error: LogError) -> Self {
+        match error {
+            LogError::Unavailable(_) => Self::Later(error.to_string()),
+            LogError::Unusable(_) => Self::Never(error.to_string()),
+        }
+    }
+}
+
+impl From<StoreError> for Attempt {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Transient(_) => Self::Later(error.to_string()),
+            StoreError::Deployment(_) => Self::Never(error.to_string()),
+        }
+    }
+}
+
+impl From<CacheOpenError> for Attempt {
+    fn from(error: CacheOpenError) -> Self {
+        Self::Never(error.to_string())
+    }
+}
+
+impl Engine {
+    /// Opens every engine, waiting for servers that are absent; each wait is logged and named by
+    /// `/readyz`. Embedded engines are created and migrated here; servers are migrated by [`migrate`].
+    ///
+    /// # Errors
+    /// [`OpenError`] when waiting cannot help.
+    pub async fn open(config: &Config, readiness: &Readiness) -> Result<Self, OpenError> {
+        if is_kafka(config) && !is_redis(config) {
+            return Err(OpenError(
+                "KAFKA_BROKERS is set but REDIS_URL is not: gateways share idempotency keys through \
+                 Redis. Set REDIS_URL, or unset KAFKA_BROKERS to run embedded"
+                    .to_owned(),
+            ));
+        }
+        let (log, embedded_log) = open_log(config, readiness).await?;
+        let stores = waiting(Dependency::Store, readiness, || open_stores(config)).await?;
+        let cache: Arc<dyn Cache> = match &embedded_log {
+            Some(log) if !is_redis(config) => {
+                Arc::new(EmbeddedCache::new(log, EmbeddedCacheBounds::default()))
+            }
+            _ => waiting(Dependency::Cache, readiness, || open_redis_cache(config)).await?,
+        };
+        let bus: Arc<dyn Bus> = if is_redis(config) {
+            Arc::new(RedisBus::open(redis_bus(config)).map_err(|error| OpenError(error.to_string()))?)
+        } else {
+            Arc::new(LocalBus::new())
+        };
+        let (log, identity, partitions) = log;
+        Ok(Self {
+            log,
+            identity,
+            partitions,
+            store: stores.events,
+            keys: stores.keys,
+            cache,
+            bus,
+            embedded_log,
+        })
+    }
+
+    /// Spawns what keeps the engines in order: probes for `/readyz`, and for the embedded log its
+    /// retention, which never passes what the store has taken.
+    pub(crate) fn spawn_upkeep(&self, context: &Context) {
+        let probe = {
+            let (engine, readiness) = (self.clone(), context.readiness.clone());
+            let stop = context.shutdown.stop.clone();
+            async move {
+                while stop.run_until_cancelled(tokio::time::sleep(PROBE_INTERVAL)).await.is_some() {
+                    engine.probe(&readiness).await;
+                }
+            }
+        };
+        context.spawn("probe", probe);
+        if let Some(log) = self.embedded_log.clone() {
+            let (store, stop) = (self.store.clone(), context.shutdown.stop.clone());
+            context.spawn("log retention", async move {
+                while stop.run_until_cancelled(tokio::time::sleep(RETENTION_INTERVAL)).await.is_some() {
+                    if let Err(error) = retain(&log, store.as_ref()).await {
+                        tracing::warn!(%error, "log retention put off");
+                    }
+                }
+                log.close().await;
+            });
+        }
+    }
+
+    async fn probe(&self, readiness: &Readiness) {
+        let log = async {
+            let seen = self.log.bounds(Topic::Raw).await.map(drop);
+            readiness.note(Dependency::Log, seen.map_err(|error| error.to_string()));
+        };
+        let store = async {
+            let seen = self.keys.pepper().await.map(drop);
+            readiness.note(Dependency::Store, seen.map_err(|error| error.to_string()));
+        };
+        let cache = async {
+            let seen = self.cache.key(&KeyHash([0; 32])).await.map(drop);
+            readiness.note(Dependency::Cache, seen.map_err(|error| error.to_string()));
+        };
+        tokio::join!(log, store, cache);
+    }
+}
+
+const RETENTION_INTERVAL: Duration = Duration::from_secs(60);
+
+/// Removes from the embedded log what is old and stored.
+async fn retain(log: &EmbeddedLog, store: &dyn EventStore) -> Result<(), String> {
+    let epoch = log.identity().await.map_err(|error| error.to_string())?.epoch;
+    let mut floor: Vec<_> =
+        log.bounds(Topic::Raw).await.map_err(|error| error.to_string())?.iter().map(|b| b.first).collect();
+    for progress in store.progress(STORE_GROUP).await.map_err(|error| error.to_string())? {
+        let place = usize::try_from(progress.partition).ok().and_then(|p| floor.get_mut(p));
+        if let Some(place) = place.filter(|_| progress.epoch == epoch) {
+            *place = progress.next;
+        }
+    }
+    let removed = log.retain(clock::unix_ms(), &floor).await.map_err(|error| error.to_string())?;
+    tracing::debug!(removed, "log retention");
+    Ok(())
+}
+
+/// Creates topics and tables on the servers that are configured; harmless when they are there.
+///
+/// # Errors
+/// [`OpenError`] when a server refuses. An absent server is waited for.
+pub async fn migrate(config: &Config, readiness: &Readiness) -> Result<(), OpenError> {
+    if is_kafka(config) {
+        let kafka = kafka_config(config);
+        waiting(Dependency::Log, readiness, || async { Ok(kafka::migrate(&kafka).await?) }).await?;
+    }
+    waiting(Dependency::Store, readiness, || async {
+        match store_url(config) {
+            StoreUrl::Postgres(url) => postgres::migrate(&url).await?,
+            StoreUrl::Sqlite(path) => sqlite::migrate(&path).await?,
+        }
+        Ok(())
+    })
+    .await
+}
+
+/// Opens the store alone, for commands that work beside a running pipeline.
+///
+/// # Errors
+/// [`OpenError`]; does not wait.
+pub async fn open_store(config: &Config) -> Result<Stores, OpenError> {
+    match open_stores(config).await {
+        Ok(stores) => Ok(stores),
+        Err(Attempt::Later(reason) | Attempt::Never(reason)) => Err(OpenError(reason)),
+    }
+}
+
+/// The cache and bus alone, for commands that tell running gateways of a change; `None` when the
+/// pipeline is embedded and looks at the store by itself.
+///
+/// # Errors
+/// [`OpenError`]; does not wait.
+pub async fn open_redis(config: &Config) -> Result<Option<(Arc<dyn Cache>, Arc<dyn Bus>)>, OpenError> {
+    if !is_redis(config) {
+        return Ok(None);
+    }
+    let cache = match open_redis_cache(config).await {
+        Ok(cache) => cache,
+        Err(Attempt::Later(reason) | Attempt::Never(reason)) => return Err(OpenError(reason)),
+    };
+    let bus = RedisBus::open(redis_bus(config)).map_err(|error| OpenError(error.to_string()))?;
+    Ok(Some((cache, Arc::new(bus))))
+}
+
+/// True when any server is configured: the pipeline is not all in one folder.
+pub fn is_distributed(config: &Config) -> bool {
+    is_kafka(config) || is_redis(config) || matches!(store_url(config), StoreUrl::Postgres(_))
+}
+
+fn is_kafka(config: &Config) -> bool {
+    !config.log.kafka_brokers.trim().is_empty()
+}
+
+fn is_redis(config: &Config) -> bool {
+    !config.cache.redis_url.is_empty()
+}
+
+enum StoreUrl {
+    Postgres(String),
+    Sqlite(PathBuf),
+}
+
+fn store_url(config: &Config) -> StoreUrl {
+    let url = config.store.database_url.expose();
+    match url.strip_prefix("sqlite:") {
+        Some(path) => StoreUrl::Sqlite(path.trim_start_matches("//").into()),
+        None if url.is_empty() => StoreUrl::Sqlite(config.embedded.data_dir.join("store.db")),
+        None => StoreUrl::Postgres(url.to_owned()),
+    }
+}
+
+type Log = (Arc<dyn EventLog>, Arc<dyn LogIdentity>, u32);
+
+async fn open_log(
+    config: &Config,
+    readiness: &Readiness,
+) -> Result<(Log, Option<EmbeddedLog>), OpenError> {
+    if is_kafka(config) {
+        let log = waiting(Dependency::Log, readiness, || async {
+            let log = Arc::new(KafkaLog::open(kafka_config(config)).await?);
+            let partitions = log.identity().await?.partitions;
+            Ok::<Log, Attempt>((log.clone(), log, partitions))
+        })
+        .await?;
+        return Ok((log, None));
+    }
+    waiting(Dependency::Log, readiness, || async {
+        let log = EmbeddedLog::open(embedded_config(config)).await?;
+        let partitions = log.identity().await?.partitions;
+        let port = Arc::new(log.clone());
+        Ok(((port.clone() as Arc<dyn EventLog>, port as Arc<dyn LogIdentity>, partitions), Some(log)))
+    })
+    .await
+}
+
+async fn open_stores(config: &Config) -> Result<Stores, Attempt> {
+    match store_url(config) {
+        StoreUrl::Postgres(url) => {
+            let store = Arc::new(
+                PostgresStore::open(PostgresConfig {
+                    max_connections: config.store.max_connections,
+                    retention_days: config.store.retention_days,
+                    ..PostgresConfig::new(url)
+                })
+                .await?,
+            );
+            Ok(Stores { events: store.clone(), keys: store })
+        }
+        StoreUrl::Sqlite(path) => {
+            sqlite::migrate(&path).await?;
+            let config =
+                SqliteConfig { retention_days: config.store.retention_days, ..SqliteConfig::new(path) };
+            let store = Arc::new(SqliteStore::open(config).await?);
+            Ok(Stores { events: store.clone(), keys: store })
+        }
+    }
+}
+
+async fn open_redis_cache(config: &Config) -> Result<Arc<dyn Cache>, Attempt> {
+    let cache = RedisCache::open(RedisConfig {
+        url: config.cache.redis_url.expose().to_owned(),
+        namespace: config.log.namespace.clone(),
+        connections: config.cache.connections,
+        timeout: config.cache.timeout,
+    })
+    .await?;
+    Ok(Arc::new(cache))
+}
+
+fn kafka_config(config: &Config) -> KafkaConfig {
+    KafkaConfig {
+        brokers: config.log.kafka_brokers.clone(),
+        namespace: config.log.namespace.clone(),
+        append_timeout: config.log.append_timeout,
+        message_timeout: config.log.message_timeout,
+        linger: config.log.linger,
+        partitions: config.log.partitions,
+        replication: config.log.replication,
+        retention: config.log.retention,
+    }
+}
+
+fn embedded_config(config: &Config) -> EmbeddedConfig {
+    EmbeddedConfig {
+        dir: config.embedded.data_dir.clone(),
+        partitions: config.log.partitions,
+        retention: config.log.retention,
+        max_bytes: config.embedded.log_max_bytes,
+        append_timeout: config.log.append_timeout,
+    }
+}
+
+fn redis_bus(config: &Config) -> RedisBusConfig {
+    RedisBusConfig {
+        url: config.cache.redis_url.expose().to_owned(),
+        namespace: config.log.namespace.clone(),
+        timeout: config.cache.timeout,
+        heartbeat: Duration::from_millis(500),
+    }
+}
+
+/// Tries until it works or cannot work, telling `/readyz` and the log what is waited for.
+async fn waiting<T, F, Fut>(
+    dependency: Dependency,
+    readiness: &Readiness,
+    mut open: F,
+) -> Result<T, OpenError>
+where
+    F: FnMut() -> Fut,
+    Fut: Future<Output = Result<T, Attempt>>,
+{
+    let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(3));
+    loop {
+        match open().await {
+            Ok(opened) => {
+                readiness.note(dependency, Ok(()));
+                return Ok(opened);
+            }
+            Err(Attempt::Never(reason)) => return Err(OpenError(reason)),
+            Err(Attempt::Later(reason)) => {
+                tracing::warn!(dependency = dependency.as_str(), %reason, "waiting for it");
+                readiness.note(dependency, Err(reason));
+                tokio::time::sleep(backoff.next_delay()).await;
+            }
+        }
+    }
+}

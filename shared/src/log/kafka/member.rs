@@ -1,0 +1,491 @@
+//! A member of a consumer group: the thread that polls.
+//!
+//! The thread never waits for the owner. When the inbox is full it pauses its partitions in librdkafka
+//! and goes on polling, so the membership lives however slow the owner is.
+//!
+//! librdkafka is told of a partition's place by assignment, never by its `seek`, which fails while a
+//! fetcher starts and after an offset was out of range. An assignment is also a barrier: nothing fetched
+//! before it is handed out after it. Under the eager protocol the client is assigned exactly the
+//! partitions that have a place; under the cooperative one it must know all of ours, so those without a
+//! place wait at the end of the log, paused, and what still slips through is dropped here.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, Thread};
+use std::time::{Duration, Instant};
+
+use rdkafka::client::ClientContext;
+use rdkafka::config::{ClientConfig, FromClientConfigAndContext as _, RDKafkaLogLevel};
+use rdkafka::consumer::{
+    BaseConsumer, CommitMode, Consumer as _, ConsumerContext, RebalanceProtocol,
+};
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
+use rdkafka::message::{BorrowedMessage, Message as _};
+use rdkafka::topic_partition_list::{Offset as Place, TopicPartitionList};
+use rdkafka::types::RDKafkaRespErr;
+use tokio::sync::oneshot;
+
+use super::KafkaConfig;
+use super::client;
+use super::consumer::Shared;
+use super::inbox::Start;
+use super::record::Batch;
+use crate::log::{Offset, Partition};
+
+/// Records taken from librdkafka before they are handed on.
+const TURN_RECORDS: usize = 2_048;
+/// And bytes.
+const TURN_BYTES: usize = 1 << 20;
+/// The longest the thread sleeps; what happens wakes it.
+const IDLE: Duration = Duration::from_millis(100);
+/// Commits are gathered this long.
+const COMMIT_INTERVAL: Duration = Duration::from_secs(1);
+/// How long a question about a place out of range may hold the poll.
+const RANGE_TIMEOUT: Duration = Duration::from_secs(2);
+/// When to ask again if there was no answer.
+const RANGE_RETRY: Duration = Duration::from_millis(500);
+
+/// Settings of a member. A member that dies is noticed after six seconds, the least a broker allows by
+/// default.
+pub(super) fn settings(config: &KafkaConfig, group: &str) -> ClientConfig {
+    let mut settings = client::fetching(config);
+    settings
+        .set("group.id", group)
+        .set("partition.assignment.strategy", "range")
+        .set("session.timeout.ms", "6000")
+        .set("heartbeat.interval.ms", "2000")
+        .set("fetch.min.bytes", "1")
+        .set("fetch.wait.max.ms", "50")
+        .set("queued.min.messages", "20000")
+        .set("queued.max.messages.kbytes", "16384");
+    settings
+}
+
+/// The thread's body: makes the client, says so through `started`, polls until the owner is gone.
+pub(super) fn run(
+    settings: &ClientConfig,
+    shared: Arc<Shared>,
+    topic: String,
+    started: oneshot::Sender<KafkaResult<Arc<BaseConsumer<Rebalances>>>>,
+) {
+    let _end = EndNotice(Arc::clone(&shared));
+    let consumer = match subscribe(settings, &shared, &topic) {
+        Ok(consumer) => Arc::new(consumer),
+        // An owner that went away meanwhile needs no answer.
+        Err(error) => return drop(started.send(Err(error))),
+    };
+    if started.send(Ok(Arc::clone(&consumer))).is_err() {
+        return;
+    }
+    let mut member = Member {
+        consumer,
+        shared,
+        topic,
+        running: BTreeMap::new(),
+        fetching_paused: BTreeSet::new(),
+        throttled: false,
+        committed_at: Instant::now(),
+        check_range_at: None,
+        fatal: false,
+    };
+    member.serve();
+}
+
+fn subscribe(
+    settings: &ClientConfig,
+    shared: &Arc<Shared>,
+    topic: &str,
+) -> KafkaResult<BaseConsumer<Rebalances>> {
+    let context = Rebalances {
+        shared: Arc::clone(shared),
+        topic: topic.to_owned(),
+        stirred: AtomicBool::new(false),
+    };
+    let mut consumer = BaseConsumer::from_config_and_context(settings, context)?;
+    let thread: Thread = thread::current();
+    consumer.set_nonempty_callback(move || thread.unpark());
+    consumer.subscribe(&[topic])?;
+    Ok(consumer)
+}
+
+/// However the thread ends, the owner learns of it instead of waiting for ever.
+struct EndNotice(Arc<Shared>);
+
+impl Drop for EndNotice {
+    fn drop(&mut self) {
+        let ended = || "the consumer's thread has ended".to_owned();
+        self.0.inbox().failed.get_or_insert_with(ended);
+        self.0.arrived();
+    }
+}
+
+/// A partition librdkafka fetches for us.
+struct Running {
+    generation: u64,
+    /// Offset of the next record wanted; below it is a repeat.
+    next: Offset,
+}
+
+struct Member {
+    consumer: Arc<BaseConsumer<Rebalances>>,
+    shared: Arc<Shared>,
+    topic: String,
+    running: BTreeMap<Partition, Running>,
+    /// Partitions librdkafka was told to pause.
+    fetching_paused: BTreeSet<Partition>,
+    throttled: bool,
+    committed_at: Instant,
+    /// When to find out which place is out of range.
+    check_range_at: Option<Instant>,
+    fatal: bool,
+}
+
+impl Member {
+    fn serve(&mut self) {
+        while !self.fatal && !self.shared.inbox().closed {
+            self.follow_places();
+            let busy = self.poll_turn();
+            self.throttle();
+            self.commit_when_due();
+            self.check_range_when_due();
+            if !busy {
+                thread::park_timeout(IDLE);
+            }
+        }
+        // The consumer's own end, when its last holder drops it, revokes and leaves the group; the
+        // commits still gathered go out in that revocation.
+    }
+
+    /// Points librdkafka at the places the owner chose since the last turn.
+    fn follow_places(&mut self) {
+        let starts = {
+            let mut inbox = self.shared.inbox();
+            if !inbox.take_moved() {
+                return;
+            }
+            inbox.starts()
+        };
+        self.restart(starts);
+    }
+
+    /// Fetches each partition from its place, under its generation.
+    fn restart(&mut self, starts: BTreeMap<Partition, Start>) {
+        if let Err(error) = self.assign(&starts) {
+            tracing::warn!(%error, "partitions could not be restarted; trying again");
+            self.check_range_at = Some(Instant::now() + RANGE_RETRY);
+        }
+        // An assignment may or may not keep an earlier pause: say it for each, either way.
+        self.fetching_paused = starts.keys().copied().collect();
+        self.running = starts
+            .into_iter()
+            .map(|(p, Start { place, generation })| (p, Running { generation, next: place }))
+            .collect();
+        let inbox = self.shared.inbox();
+        let unwanted = |p: &Partition| self.throttled || inbox.paused(*p);
+        let pause: Vec<_> = self.running.keys().copied().filter(unwanted).collect();
+        drop(inbox);
+        self.pause(&pause);
+        self.match_pauses();
+    }
+
+    fn assign(&self, starts: &BTreeMap<Partition, Start>) -> KafkaResult<()> {
+        match self.consumer.rebalance_protocol() {
+            RebalanceProtocol::Cooperative => {
+                let moved = starts.iter().filter(|(p, start)| {
+                    self.running.get(p).is_none_or(|was| was.generation != start.generation)
+                });
+                let list = list(&self.topic, moved.map(|(&p, start)| (p, start.place)))?;
+                self.consumer.incremental_unassign(&list)?;
+                self.consumer.incremental_assign(&list)
+            }
+            _ => {
+                let places = starts.iter().map(|(&p, start)| (p, start.place));
+                self.consumer.assign(&list(&self.topic, places)?)
+            }
+        }
+    }
+
+    /// Takes what librdkafka has now, without waiting; true when there may be more.
+    fn poll_turn(&mut self) -> bool {
+        let consumer = Arc::clone(&self.consumer);
+        let mut batches: BTreeMap<Partition, (u64, Batch)> = BTreeMap::new();
+        let (mut records, mut bytes) = (0, 0);
+        let mut empty = false;
+        while !empty && records < TURN_RECORDS && bytes < TURN_BYTES {
+            consumer.context().stirred.store(false, Ordering::Release);
+            match consumer.poll(Duration::ZERO) {
+                Some(Ok(message)) => {
+                    records += 1;
+                    bytes += message.payload_len() + message.key_len();
+                    self.gather(&message, &mut batches);
+                }
+                Some(Err(error)) => self.note(&error),
+                // A callback also reads as nothing, and hides whatever is queued behind it.
+                None => empty = !consumer.context().stirred.load(Ordering::Acquire),
+            }
+        }
+        self.hand_on(batches);
+        !empty
+    }
+
+    fn gather(
+        &mut self,
+        message: &BorrowedMessage<'_>,
+        batches: &mut BTreeMap<Partition, (u64, Batch)>,
+    ) {
+        let Some(running) = self.running.get_mut(&message.partition()) else { return };
+        if message.offset() < running.next {
+            return;
+        }
+        running.next = message.offset() + 1;
+        let generation = running.generation;
+        let (_, batch) =
+            batches.entry(message.partition()).or_insert_with(|| (generation, Batch::default()));
+        batch.push(message);
+    }
+
+    fn hand_on(&self, batches: BTreeMap<Partition, (u64, Batch)>) {
+        if batches.is_empty() {
+            return;
+        }
+        let finished = batches.into_iter().map(|(partition, (generation, batch))| {
+            let bytes = batch.held_bytes();
+            (partition, generation, batch.finish(partition), bytes)
+        });
+        let finished: Vec<_> = finished.collect();
+        let mut inbox = self.shared.inbox();
+        for (partition, generation, records, bytes) in finished {
+            inbox.deliver(partition, generation, records, bytes);
+        }
+        drop(inbox);
+        self.shared.arrived();
+    }
+
+    fn note(&mut self, error: &KafkaError) {
+        match (error, client::code(error)) {
+            (KafkaError::MessageConsumptionFatal(_), _) => {
+                self.fatal = true;
+                self.shared.inbox().failed = Some(format!("the consumer cannot go on: {error}"));
+            }
+            (
+                _,
+                Some(
+                    RDKafkaErrorCode::AutoOffsetReset
+                    | RDKafkaErrorCode::OffsetOutOfRange
+                    | RDKafkaErrorCode::LogTruncation,
+                ),
+            ) => {
+                self.check_range_at.get_or_insert_with(Instant::now);
+            }
+            _ => tracing::debug!(%error, "the consumer met an error it gets over by itself"),
+        }
+    }
+
+    /// Stops fetching while the owner is behind.
+    fn throttle(&mut self) {
+        let inbox = self.shared.inbox();
+        if self.throttled && inbox.roomy() {
+            self.throttled = false;
+        } else if inbox.full() {
+            self.throttled = true;
+        }
+        drop(inbox);
+        self.match_pauses();
+    }
+
+    /// Makes librdkafka's pauses those that the owner and the full inbox ask for.
+    fn match_pauses(&mut self) {
+        let (mut pause, mut resume) = (Vec::new(), Vec::new());
+        let inbox = self.shared.inbox();
+        for &partition in self.running.keys() {
+            let wanted = self.throttled || inbox.paused(partition);
+            match (wanted, self.fetching_paused.contains(&partition)) {
+                (true, false) => pause.push(partition),
+                (false, true) => resume.push(partition),
+                _ => {}
+            }
+        }
+        drop(inbox);
+        self.pause(&pause);
+        if resume.is_empty() {
+            return;
+        }
+        let done = list(&self.topic, resume.iter().map(|&p| (p, 0)))
+            .and_then(|list| self.consumer.resume(&list));
+        match done {
+            Ok(()) => self.fetching_paused.retain(|p| !resume.contains(p)),
+            Err(error) => tracing::debug!(%error, "resume failed; trying again"),
+        }
+    }
+
+    fn pause(&mut self, partitions: &[Partition]) {
+        if partitions.is_empty() {
+            return;
+        }
+        let done = list(&self.topic, partitions.iter().map(|&p| (p, 0)))
+            .and_then(|list| self.consumer.pause(&list));
+        match done {
+            Ok(()) => self.fetching_paused.extend(partitions),
+            Err(error) => tracing::debug!(%error, "pause failed; trying again"),
+        }
+    }
+
+    fn commit_when_due(&mut self) {
+        if self.committed_at.elapsed() >= COMMIT_INTERVAL {
+            self.committed_at = Instant::now();
+            self.consumer.context().send_commits(&self.consumer);
+        }
+    }
+
+    /// librdkafka says that some place is out of range, not whose: compares all with the log's bounds.
+    fn check_range_when_due(&mut self) {
+        if self.check_range_at.is_none_or(|at| at > Instant::now()) {
+            return;
+        }
+        let starts = self.shared.inbox().starts();
+        let Ok(bounds) = self.ask_bounds(&starts) else {
+            self.check_range_at = Some(Instant::now() + RANGE_RETRY);
+            return;
+        };
+        self.check_range_at = None;
+        let mut inbox = self.shared.inbox();
+        let mut lost = false;
+        for (partition, (first, next)) in bounds {
+            let Some(start) = starts.get(&partition) else { continue };
+            if !(first..=next).contains(&start.place) {
+                inbox.out_of_range(partition, start.generation);
+                lost = true;
+            }
+        }
+        let starts = inbox.starts();
+        drop(inbox);
+        if lost {
+            self.shared.arrived();
+        }
+        // The others go on, from the start of an assignment: one of them may have stopped for a fault
+        // that has passed.
+        self.running.clear();
+        self.restart(starts);
+    }
+
+    fn ask_bounds(
+        &self,
+        starts: &BTreeMap<Partition, Start>,
+    ) -> KafkaResult<BTreeMap<Partition, (Offset, Offset)>> {
+        let mut bounds = BTreeMap::new();
+        for &partition in starts.keys() {
+            let found = self.consumer.fetch_watermarks(&self.topic, partition, RANGE_TIMEOUT)?;
+            bounds.insert(partition, found);
+        }
+        Ok(bounds)
+    }
+}
+
+/// Builds librdkafka's list of partitions with places.
+fn list(
+    topic: &str,
+    places: impl Iterator<Item = (Partition, Offset)>,
+) -> KafkaResult<TopicPartitionList> {
+    let mut list = TopicPartitionList::new();
+    for (partition, place) in places {
+        list.add_partition_offset(topic, partition, Place::Offset(place))?;
+    }
+    Ok(list)
+}
+
+/// Receives the group's decisions, on the member's thread, in the middle of a poll.
+pub(super) struct Rebalances {
+    shared: Arc<Shared>,
+    topic: String,
+    /// A callback ran since the flag was cleared.
+    stirred: AtomicBool,
+}
+
+impl ClientContext for Rebalances {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        self.stirred.store(true, Ordering::Release);
+        client::log_line(level, facility, message);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        self.stirred.store(true, Ordering::Release);
+        client::log_error(&error, reason);
+    }
+}
+
+impl ConsumerContext for Rebalances {
+    fn rebalance(
+        &self,
+        consumer: &BaseConsumer<Self>,
+        kind: RDKafkaRespErr,
+        partitions: &mut TopicPartitionList,
+    ) {
+        self.stirred.store(true, Ordering::Release);
+        let done = if kind == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS {
+            self.assigned(consumer, partitions)
+        } else {
+            self.revoked(consumer, partitions)
+        };
+        if let Err(error) = done {
+            tracing::warn!(%error, "a rebalance was not carried out");
+        }
+        self.shared.arrived();
+    }
+
+    fn commit_callback(&self, result: KafkaResult<()>, _offsets: &TopicPartitionList) {
+        self.stirred.store(true, Ordering::Release);
+        if let Err(error) = result {
+            // The next commit, or the next owner of the partition, makes up for it.
+            tracing::debug!(%error, "the group did not take a commit");
+        }
+    }
+}
+
+impl Rebalances {
+    fn assigned(
+        &self,
+        consumer: &BaseConsumer<Self>,
+        partitions: &mut TopicPartitionList,
+    ) -> KafkaResult<()> {
+        let done = match consumer.rebalance_protocol() {
+            RebalanceProtocol::Cooperative => {
+                partitions.set_all_offsets(Place::End)?;
+                consumer.incremental_assign(partitions).and_then(|()| consumer.pause(partitions))
+            }
+            _ => consumer.assign(&TopicPartitionList::new()),
+        };
+        self.shared.inbox().assigned(numbers(partitions));
+        done
+    }
+
+    fn revoked(
+        &self,
+        consumer: &BaseConsumer<Self>,
+        partitions: &TopicPartitionList,
+    ) -> KafkaResult<()> {
+        self.send_commits(consumer);
+        self.shared.inbox().revoked(&numbers(partitions));
+        match consumer.rebalance_protocol() {
+            RebalanceProtocol::Cooperative => consumer.incremental_unassign(partitions),
+            _ => consumer.unassign(),
+        }
+    }
+
+    /// Sends the gathered commits, unawaited.
+    fn send_commits(&self, consumer: &BaseConsumer<Self>) {
+        let commits = self.shared.inbox().take_commits();
+        if commits.is_empty() {
+            return;
+        }
+        let sent = list(&self.topic, commits.into_iter())
+            .and_then(|list| consumer.commit(&list, CommitMode::Async));
+        if let Err(error) = sent {
+            tracing::debug!(%error, "a commit was not sent");
+        }
+    }
+}
+
+fn numbers(partitions: &TopicPartitionList) -> Vec<Partition> {
+    partitions.elements().iter().map(|element| element.partition()).collect()
+}

@@ -1,0 +1,260 @@
+//! Storing a batch: one transaction, in this order.
+//!
+//! 1. Compare and swap the offsets. It locks their rows, so of a zombie and the present owner one waits
+//!    for the other and then finds nothing to swap.
+//! 2. Insert the rows ([`settle`] finds repeats and poison; one statement when there is none).
+//! 3. Give the dead letters to the sink, then write them to their table.
+//! 4. Commit.
+//!
+//! Before it, days that have no partition get one, in transactions of their own.
+
+use std::collections::{BTreeSet, HashSet};
+
+use async_trait::async_trait;
+use sqlx::postgres::{PgConnection, PgRow};
+use sqlx::{Connection, Row};
+use uuid::Uuid;
+
+use super::encode::{COMPARE, COMPARE_IN_DAY, Columns, INSERT};
+use super::error::{failure, store_error};
+use super::{PostgresStore, Session, days};
+use crate::log::Topic;
+use crate::store::settle::{
+    Failure, Settled, Shelf, Verdict, check_places, part_by_range, settle, transient,
+};
+use crate::store::{DeadLetter, DeadLetterSink, StoreBatch, StoreError, StoreRow, Written};
+
+/// Advisory lock that writers of unsure rows hold until they commit.
+const UNSURE_LOCK: i64 = 0x7075_6c73_0003;
+
+const SWAP: &str = "
+update consumer_offsets stored
+   set epoch = given.to_epoch, next = given.to_next, last_id = given.to_last_id, updated_at = now()
+  from unnest($3::int[], $4::uuid[], $5::bigint[], $6::uuid[], $7::bigint[], $8::uuid[])
+    as given (part, from_epoch, from_next, to_epoch, to_next, to_last_id)
+ where stored.grp = $1 and stored.topic = $2 and stored.part = given.part
+   and stored.epoch = given.from_epoch and stored.next = given.from_next";
+
+const BURY: &str = "
+insert into dead_letters
+       (topic, part, epoch, off, client_id, id, reason, sqlstate, detail, created_at)
+select $1, part, epoch, off, client_id, id, reason, sqlstate, detail, now()
+  from unnest($2::int[], $3::uuid[], $4::bigint[], $5::int[], $6::uuid[], $7::text[], $8::text[],
+              $9::text[])
+    as given (part, epoch, off, client_id, id, reason, sqlstate, detail)
+on conflict do nothing";
+
+impl PostgresStore {
+    pub(super) async fn write_batch(
+        &self,
+        batch: &StoreBatch<'_>,
+        sink: &dyn DeadLetterSink,
+    ) -> Result<Written, StoreError> {
+        check_places(batch)?;
+        let (rows, out_of_range) = part_by_range(&batch.rows, self.config.retention_days);
+        let days: BTreeSet<i64> =
+            rows.iter().map(|row| days::day_of(row.event.timestamp_ms)).collect();
+        // Twice, because another process may have dropped a day that this one still believes in.
+        for _ in 0..2 {
+            self.ensure_days(&days).await?;
+            match self.transact(batch, &rows, &out_of_range, sink).await {
+                Err(Failure::NoDay) => self.days.forget(),
+                outcome => return Ok(outcome?),
+            }
+        }
+        Err(transient("a day's partition vanished while rows were written to it"))
+    }
+
+    async fn transact(
+        &self,
+        batch: &StoreBatch<'_>,
+        rows: &[&StoreRow],
+        out_of_range: &[DeadLetter],
+        sink: &dyn DeadLetterSink,
+    ) -> Result<Written, Failure> {
+        let mut session = self.session().await?;
+        let work = transaction(&mut session, batch, rows, out_of_range, sink);
+        let written = self.bounded(work).await?;
+        session.keep();
+        Ok(written)
+    }
+}
+
+async fn transaction(
+    session: &mut Session,
+    batch: &StoreBatch<'_>,
+    rows: &[&StoreRow],
+    out_of_range: &[DeadLetter],
+    sink: &dyn DeadLetterSink,
+) -> Result<Written, Failure> {
+    let mut tx = session.connection().begin().await.map_err(failure)?;
+    if swap(&mut tx, batch).await? < batch.from.len() as u64 {
+        tx.rollback().await.map_err(failure)?;
+        return Ok(Written::Fenced);
+    }
+    if rows.iter().any(|row| row.unsure) {
+        lock_unsure(&mut tx).await?;
+    }
+    let Settled { new, duplicates, dead: found } =
+        settle(&mut Table { connection: &mut tx }, rows.to_vec()).await?;
+    let dead = [&batch.dead, out_of_range, &found].concat();
+    if !dead.is_empty() {
+        let accepted = sink.accept(&dead).await;
+        accepted.map_err(|error| StoreError::Transient(format!("dead-letter copies: {error}")))?;
+        bury(&mut tx, batch, &dead).await?;
+    }
+    tx.commit().await.map_err(failure)?;
+    Ok(Written::Stored { new, duplicates, dead })
+}
+
+async fn swap(connection: &mut PgConnection, batch: &StoreBatch<'_>) -> Result<u64, StoreError> {
+    let parts: Vec<i32> = batch.from.iter().map(|place| place.partition).collect();
+    let from_epochs: Vec<Uuid> = batch.from.iter().map(|place| place.epoch).collect();
+    let from_nexts: Vec<i64> = batch.from.iter().map(|place| place.next).collect();
+    let to_epochs: Vec<Uuid> = batch.to.iter().map(|place| place.epoch).collect();
+    let to_nexts: Vec<i64> = batch.to.iter().map(|place| place.next).collect();
+    let to_ids: Vec<Option<Uuid>> =
+        batch.to.iter().map(|place| place.last_id.map(|id| id.0)).collect();
+    let query = sqlx::query(SWAP)
+        .bind(batch.group)
+        .bind(Topic::Raw.name())
+        .bind(parts)
+        .bind(from_epochs)
+        .bind(from_nexts)
+        .bind(to_epochs)
+        .bind(to_nexts)
+        .bind(to_ids);
+    Ok(query.execute(connection).await.map_err(store_error)?.rows_affected())
+}
+
+/// The same id may come under two timestamps through two partitions at once, and no unique key would
+/// meet them. So writers with unsure rows store one at a time; they are rare.
+async fn lock_unsure(connection: &mut PgConnection) -> Result<(), StoreError> {
+    let query = sqlx::query("select pg_advisory_xact_lock($1)").bind(UNSURE_LOCK);
+    query.execute(connection).await.map(drop).map_err(store_error)
+}
+
+async fn bury(
+    connection: &mut PgConnection,
+    batch: &StoreBatch<'_>,
+    dead: &[DeadLetter],
+) -> Result<(), StoreError> {
+    let epoch_of = |letter: &DeadLetter| {
+        let mut places = batch.from.iter();
+        places.find(|place| place.partition == letter.partition).map(|place| place.epoch)
+    };
+    // U+0000 in a sentence must not make the record of a dead letter poison itself.
+    let text = |text: &str| text.replace('\0', "");
+    let query = sqlx::query(BURY)
+        .bind(Topic::Raw.name())
+        .bind(dead.iter().map(|letter| letter.partition).collect::<Vec<_>>())
+        .bind(dead.iter().map(epoch_of).collect::<Vec<_>>())
+        .bind(dead.iter().map(|letter| letter.offset).collect::<Vec<_>>())
+        .bind(dead.iter().map(|letter| letter.client.map(|client| client.0)).collect::<Vec<_>>())
+        .bind(dead.iter().map(|letter| letter.id.map(|id| id.0)).collect::<Vec<_>>())
+        .bind(dead.iter().map(|letter| letter.reason.as_str()).collect::<Vec<_>>())
+        .bind(dead.iter().map(|letter| letter.sqlstate.as_deref().map(text)).collect::<Vec<_>>())
+        .bind(dead.iter().map(|letter| text(&letter.detail)).collect::<Vec<_>>());
+    query.execute(connection).await.map(drop).map_err(store_error)
+}
+
+/// The table `events` within a transaction.
+struct Table<'c> {
+    connection: &'c mut PgConnection,
+}
+
+#[async_trait]
+impl Shelf for Table<'_> {
+    async fn put(&mut self, rows: &[&StoreRow]) -> Result<Vec<Verdict>, Failure> {
+        let mut savepoint = self.connection.begin().await.map_err(failure)?;
+        match put(&mut savepoint, rows).await {
+            Ok(verdicts) => {
+                savepoint.commit().await.map_err(failure)?;
+                Ok(verdicts)
+            }
+            Err(error) => {
+                if matches!(error, Failure::Data(_)) {
+                    savepoint.rollback().await.map_err(failure)?;
+                }
+                Err(error)
+            }
+        }
+    }
+}
+
+async fn put(connection: &mut PgConnection, rows: &[&StoreRow]) -> Result<Vec<Verdict>, Failure> {
+    let mut verdicts = vec![None; rows.len()];
+    let unsure = places(rows, |_, row| row.unsure);
+    compare(connection, COMPARE, rows, &unsure, &mut verdicts).await?;
+
+    let fresh = places(rows, |place, _| verdicts.get(place).is_some_and(Option::is_none));
+    insert(connection, rows, &fresh, &mut verdicts).await?;
+
+    let met = places(rows, |place, _| verdicts.get(place).is_some_and(Option::is_none));
+    compare(connection, COMPARE_IN_DAY, rows, &met, &mut verdicts).await?;
+    // What met a row and then found none: its day was dropped in between. Another try tells.
+    verdicts.into_iter().collect::<Option<Vec<_>>>().ok_or(Failure::NoDay)
+}
+
+fn places(rows: &[&StoreRow], mut wanted: impl FnMut(usize, &StoreRow) -> bool) -> Vec<usize> {
+    let rows = rows.iter().enumerate();
+    rows.filter(|(place, row)| wanted(*place, row)).map(|(place, _)| place).collect()
+}
+
+fn pick<'a>(rows: &[&'a StoreRow], places: &[usize]) -> Vec<&'a StoreRow> {
+    places.iter().filter_map(|place| rows.get(*place).copied()).collect()
+}
+
+fn judge(verdicts: &mut [Option<Verdict>], place: Option<&usize>, verdict: Verdict) {
+    if let Some(slot) = place.and_then(|place| verdicts.get_mut(*place)) {
+        *slot = Some(verdict);
+    }
+}
+
+async fn insert(
+    connection: &mut PgConnection,
+    rows: &[&StoreRow],
+    fresh: &[usize],
+    verdicts: &mut [Option<Verdict>],
+) -> Result<(), Failure> {
+    if fresh.is_empty() {
+        return Ok(());
+    }
+    let picked = pick(rows, fresh);
+    let query = Columns::of(&picked);
+    let inserted = query.bind(INSERT).fetch_all(connection).await.map_err(failure)?;
+    if inserted.len() == fresh.len() {
+        fresh.iter().for_each(|place| judge(verdicts, Some(place), Verdict::New));
+        return Ok(());
+    }
+    let key = |row: &PgRow| Ok((row.try_get("id")?, row.try_get("client_id")?));
+    let inserted: HashSet<(Uuid, i32)> =
+        inserted.iter().map(key).collect::<Result<_, sqlx::Error>>().map_err(failure)?;
+    for (place, row) in fresh.iter().zip(picked) {
+        if inserted.contains(&(row.event.id.0, row.client.0)) {
+            judge(verdicts, Some(place), Verdict::New);
+        }
+    }
+    Ok(())
+}
+
+/// Compares the rows at `met` with what is stored under their keys.
+async fn compare(
+    connection: &mut PgConnection,
+    sql: &'static str,
+    rows: &[&StoreRow],
+    met: &[usize],
+    verdicts: &mut [Option<Verdict>],
+) -> Result<(), Failure> {
+    if met.is_empty() {
+        return Ok(());
+    }
+    let columns = Columns::of(&pick(rows, met));
+    for row in columns.bind(sql).fetch_all(connection).await.map_err(failure)? {
+        let place: i64 = row.try_get("place").map_err(failure)?;
+        let same: bool = row.try_get("same").map_err(failure)?;
+        let place = usize::try_from(place - 1).ok().and_then(|place| met.get(place));
+        judge(verdicts, place, if same { Verdict::Duplicate } else { Verdict::Conflict });
+    }
+    Ok(())
+}

@@ -1,0 +1,109 @@
+//! The conformance suite on a file, and what only SQLite can do wrong.
+
+use std::sync::Arc;
+
+use super::*;
+use crate::store::StoreRow;
+use crate::testing::store::{Copies, Fixture, RETENTION_DAYS, batch, place, rows, stored};
+
+crate::store_conformance!(conforms);
+
+async fn conforms<F>(rule: impl FnOnce(Fixture) -> F)
+where
+    F: Future<Output = ()>,
+{
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("store.db");
+    migrate(&path).await.unwrap();
+    let store = Arc::new(open(&path).await);
+    let other = Arc::new(open(&path).await);
+    rule(Fixture { store: store.clone(), other: other.clone(), poison }).await;
+    store.close().await;
+    other.close().await;
+}
+
+fn config(path: &Path) -> SqliteConfig {
+    SqliteConfig { retention_days: RETENTION_DAYS, ..SqliteConfig::new(path) }
+}
+
+async fn open(path: &Path) -> SqliteStore {
+    SqliteStore::open(config(path)).await.unwrap()
+}
+
+/// What the file refuses: NUL in text by a CHECK, NaN because it is null to SQLite.
+fn poison(row: &mut StoreRow, kind: usize) {
+    if kind.is_multiple_of(2) {
+        row.event.event_type.push('\0');
+    } else {
+        row.event.value = f64::NAN;
+    }
+}
+
+fn refusal(opened: Result<SqliteStore, StoreError>) -> String {
+    let error = opened.err().expect("it must not open");
+    assert!(matches!(error, StoreError::Deployment(_)), "{error}");
+    error.to_string()
+}
+
+#[tokio::test]
+async fn a_file_that_is_not_ours_is_refused_with_what_to_do() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("store.db");
+    assert!(refusal(SqliteStore::open(config(&path)).await).contains("pulsestream migrate"));
+    assert!(!path.exists(), "opening must not make a file");
+
+    migrate(&path).await.unwrap();
+    migrate(&path).await.unwrap();
+    let store = open(&path).await;
+    let execute = async |sql: &'static str| {
+        sqlx::query(sql).execute(&store.writer).await.unwrap();
+    };
+    execute("insert into _sqlx_migrations values (9999, 'later', '2026-01-01', true, x'00', 1)")
+        .await;
+    assert!(refusal(SqliteStore::open(config(&path)).await).contains("newer"));
+    assert!(migrate(&path).await.unwrap_err().to_string().contains("newer"));
+    execute("delete from _sqlx_migrations where version > 2").await;
+    assert!(refusal(SqliteStore::open(config(&path)).await).contains("pulsestream migrate"));
+    store.close().await;
+
+    let text = folder.path().join("text.db");
+    tokio::fs::write(&text, "no database, but long enough to be taken for one".repeat(100))
+        .await
+        .unwrap();
+    refusal(SqliteStore::open(config(&text)).await);
+}
+
+#[tokio::test]
+async fn a_file_another_process_writes_is_transient_and_readers_do_not_wait() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("store.db");
+    migrate(&path).await.unwrap();
+    let busy_timeout = Duration::from_millis(100);
+    let store = SqliteStore::open(SqliteConfig { busy_timeout, ..config(&path) }).await.unwrap();
+    store.place("g", None, place(0, 0)).await.unwrap();
+    let other = open(&path).await;
+    let lock = other.writer.begin_with("begin immediate").await.unwrap();
+
+    let one = StoreBatch { group: "g", ..batch(0, 3, rows(0, 1..=3)) };
+    let error = store.write(&one, &Copies::default()).await.unwrap_err();
+    assert!(error.is_retryable(), "{error}");
+    assert_eq!(store.progress("g").await.unwrap(), [place(0, 0)]);
+
+    lock.rollback().await.unwrap();
+    assert_eq!(store.write(&one, &Copies::default()).await.unwrap(), stored(3, 0));
+}
+
+#[tokio::test]
+async fn what_was_committed_is_there_after_the_file_is_opened_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("store.db");
+    migrate(&path).await.unwrap();
+    let store = open(&path).await;
+    store.place("g", None, place(0, 0)).await.unwrap();
+    let one = StoreBatch { group: "g", ..batch(0, 3, rows(0, 1..=3)) };
+    store.write(&one, &Copies::default()).await.unwrap();
+    drop(store);
+    let store = open(&path).await;
+    assert_eq!(store.progress("g").await.unwrap(), [place(0, 3)]);
+    assert_eq!(store.write(&one, &Copies::default()).await.unwrap(), crate::store::Written::Fenced);
+}

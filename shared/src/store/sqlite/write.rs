@@ -1,0 +1,181 @@
+//! Storing a batch: one transaction, in this order.
+//!
+//! 1. Compare and swap the offsets.
+//! 2. Insert the rows ([`settle`] finds repeats and poison).
+//! 3. Give the dead letters to the sink, then write them to their table.
+//! 4. Commit.
+//!
+//! The transaction has the file's write lock from its first statement, so nothing it has seen can change
+//! under it. The sink is called with that lock held; it must be quick, and no writer of this file.
+
+use async_trait::async_trait;
+use sqlx::Connection;
+use sqlx::sqlite::SqliteConnection;
+
+use super::SqliteStore;
+use super::error::{failure, store_error};
+use super::rows::{chunks, compare, insert};
+use crate::clock::unix_us;
+use crate::log::Topic;
+use crate::store::settle::{Failure, Settled, Shelf, Verdict, check_places, part_by_range, settle};
+use crate::store::{
+    DeadLetter, DeadLetterSink, Progress, StoreBatch, StoreError, StoreRow, Written,
+};
+
+const SWAP: &str = "
+update consumer_offsets set epoch = ?, next = ?, last_id = ?, updated_at = ?
+ where grp = ? and topic = ? and part = ? and epoch = ? and next = ?";
+
+const BURY: &str = "
+insert into dead_letters
+       (topic, part, epoch, off, client_id, id, reason, sqlstate, detail, created_at)
+values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+on conflict do nothing";
+
+impl SqliteStore {
+    pub(super) async fn write_batch(
+        &self,
+        batch: &StoreBatch<'_>,
+        sink: &dyn DeadLetterSink,
+    ) -> Result<Written, StoreError> {
+        check_places(batch)?;
+        let (rows, out_of_range) = part_by_range(&batch.rows, self.config.retention_days);
+        let work = self.transact(batch, rows, &out_of_range, sink);
+        Ok(self.bounded(work).await?)
+    }
+
+    async fn transact(
+        &self,
+        batch: &StoreBatch<'_>,
+        rows: Vec<&StoreRow>,
+        out_of_range: &[DeadLetter],
+        sink: &dyn DeadLetterSink,
+    ) -> Result<Written, Failure> {
+        let mut tx = self.writer.begin_with("begin immediate").await.map_err(failure)?;
+        for (from, to) in batch.from.iter().zip(&batch.to) {
+            if !swap(&mut tx, batch.group, from, to).await? {
+                tx.rollback().await.map_err(failure)?;
+                return Ok(Written::Fenced);
+            }
+        }
+        let Settled { new, duplicates, dead: found } =
+            settle(&mut Table { connection: &mut tx }, rows).await?;
+        let dead = [&batch.dead, out_of_range, &found].concat();
+        if !dead.is_empty() {
+            let accepted = sink.accept(&dead).await;
+            accepted
+                .map_err(|error| StoreError::Transient(format!("dead-letter copies: {error}")))?;
+            for letter in &dead {
+                bury(&mut tx, batch, letter).await?;
+            }
+        }
+        tx.commit().await.map_err(failure)?;
+        Ok(Written::Stored { new, duplicates, dead })
+    }
+}
+
+async fn swap(
+    connection: &mut SqliteConnection,
+    group: &str,
+    from: &Progress,
+    to: &Progress,
+) -> Result<bool, StoreError> {
+    let query = sqlx::query(SWAP)
+        .bind(to.epoch)
+        .bind(to.next)
+        .bind(to.last_id.map(|id| id.0))
+        .bind(unix_us())
+        .bind(group.to_owned())
+        .bind(Topic::Raw.name())
+        .bind(from.partition)
+        .bind(from.epoch)
+        .bind(from.next);
+    Ok(query.execute(connection).await.map_err(store_error)?.rows_affected() == 1)
+}
+
+/// One statement a letter: they are few, and each is found in the statement cache.
+async fn bury(
+    connection: &mut SqliteConnection,
+    batch: &StoreBatch<'_>,
+    letter: &DeadLetter,
+) -> Result<(), StoreError> {
+    let mut places = batch.from.iter();
+    let place = places.find(|place| place.partition == letter.partition);
+    let query = sqlx::query(BURY)
+        .bind(Topic::Raw.name())
+        .bind(letter.partition)
+        .bind(place.map(|place| place.epoch))
+        .bind(letter.offset)
+        .bind(letter.client.map(|client| client.0))
+        .bind(letter.id.map(|id| id.0))
+        .bind(letter.reason.as_str())
+        .bind(letter.sqlstate.clone())
+        .bind(letter.detail.clone())
+        .bind(unix_us());
+    query.execute(connection).await.map(drop).map_err(store_error)
+}
+
+/// The table `events` within a transaction.
+struct Table<'c> {
+    connection: &'c mut SqliteConnection,
+}
+
+#[async_trait]
+impl Shelf for Table<'_> {
+    async fn put(&mut self, rows: &[&StoreRow]) -> Result<Vec<Verdict>, Failure> {
+        let mut savepoint = self.connection.begin().await.map_err(failure)?;
+        let mut verdicts = Vec::with_capacity(rows.len());
+        // Duplicates come in runs (a redelivery, a client that retries), so a chunk is taken for what the
+        // last one was.
+        let mut expect_new = true;
+        for chunk in chunks(rows) {
+            let found = if expect_new {
+                put_new(&mut savepoint, chunk).await
+            } else {
+                put_unknown(&mut savepoint, chunk).await
+            };
+            match found {
+                Ok(found) => {
+                    expect_new = found.iter().all(|verdict| *verdict == Verdict::New);
+                    verdicts.extend(found);
+                }
+                Err(error) => {
+                    if matches!(error, Failure::Data(_)) {
+                        savepoint.rollback().await.map_err(failure)?;
+                    }
+                    return Err(error);
+                }
+            }
+        }
+        savepoint.commit().await.map_err(failure)?;
+        Ok(verdicts)
+    }
+}
+
+/// Takes it that all rows are new; if not, takes that back and looks.
+async fn put_new(
+    connection: &mut SqliteConnection,
+    rows: &[&StoreRow],
+) -> Result<Vec<Verdict>, Failure> {
+    let mut attempt = connection.begin().await.map_err(failure)?;
+    if insert(&mut attempt, rows).await? == rows.len() as u64 {
+        attempt.commit().await.map_err(failure)?;
+        return Ok(vec![Verdict::New; rows.len()]);
+    }
+    attempt.rollback().await.map_err(failure)?;
+    put_unknown(connection, rows).await
+}
+
+/// Looks which rows are there, and inserts the others.
+async fn put_unknown(
+    connection: &mut SqliteConnection,
+    rows: &[&StoreRow],
+) -> Result<Vec<Verdict>, Failure> {
+    let met = compare(connection, rows).await?;
+    let fresh: Vec<&StoreRow> =
+        rows.iter().zip(&met).filter(|(_, met)| met.is_none()).map(|(row, _)| *row).collect();
+    for chunk in chunks(&fresh) {
+        insert(connection, chunk).await?;
+    }
+    Ok(met.into_iter().map(|met| met.unwrap_or(Verdict::New)).collect())
+}

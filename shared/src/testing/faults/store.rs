@@ -1,0 +1,105 @@
+//! The store and the keys under a script. A failed call is always
+//! [`StoreError::Transient`]: use [`Fault::Run`](super::Fault::Run) to do anything worse first.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+
+use super::{Faults, Method, Struck};
+use crate::event::ClientId;
+use crate::store::keys::KeyError;
+use crate::store::{
+    DeadLetterSink, EventStore, KeyHash, KeyRecord, KeyStore, Maintenance, NewKey, Progress,
+    StoreBatch, StoreError, Written,
+};
+
+/// [`EventStore`] that fails as told.
+pub struct FaultStore {
+    inner: Arc<dyn EventStore>,
+    faults: Faults,
+}
+
+impl FaultStore {
+    /// Wraps a store.
+    pub fn new(inner: Arc<dyn EventStore>, faults: Faults) -> Self {
+        Self { inner, faults }
+    }
+}
+
+fn fail<T>(struck: Struck) -> Result<T, StoreError> {
+    Err(StoreError::Transient(struck.text()))
+}
+
+#[async_trait]
+impl EventStore for FaultStore {
+    async fn write(
+        &self,
+        batch: &StoreBatch<'_>,
+        dead_letters: &dyn DeadLetterSink,
+    ) -> Result<Written, StoreError> {
+        let call = self.inner.write(batch, dead_letters);
+        self.faults.around(Method::Write, call, fail).await
+    }
+
+    async fn progress(&self, group: &str) -> Result<Vec<Progress>, StoreError> {
+        self.faults.around(Method::Progress, self.inner.progress(group), fail).await
+    }
+
+    async fn place(
+        &self,
+        group: &str,
+        seen: Option<Progress>,
+        new: Progress,
+    ) -> Result<Progress, StoreError> {
+        self.faults.around(Method::Place, self.inner.place(group, seen, new), fail).await
+    }
+
+    async fn maintain(&self, now_ms: i64) -> Result<Maintenance, StoreError> {
+        self.faults.around(Method::Maintain, self.inner.maintain(now_ms), fail).await
+    }
+}
+
+/// [`KeyStore`] that fails as told.
+pub struct FaultKeyStore {
+    inner: Arc<dyn KeyStore>,
+    faults: Faults,
+}
+
+impl FaultKeyStore {
+    /// Wraps a key store.
+    pub fn new(inner: Arc<dyn KeyStore>, faults: Faults) -> Self {
+        Self { inner, faults }
+    }
+}
+
+fn fail_key<T>(struck: Struck) -> Result<T, KeyError> {
+    Err(KeyError::Store(StoreError::Transient(struck.text())))
+}
+
+#[async_trait]
+impl KeyStore for FaultKeyStore {
+    async fn find(&self, hash: &KeyHash) -> Result<Option<KeyRecord>, StoreError> {
+        self.faults.around(Method::FindKey, self.inner.find(hash), fail).await
+    }
+
+    async fn create(&self, key: NewKey) -> Result<KeyRecord, KeyError> {
+        self.faults.around(Method::CreateKey, self.inner.create(key), fail_key).await
+    }
+
+    async fn list(&self) -> Result<Vec<KeyRecord>, StoreError> {
+        self.faults.around(Method::ListKeys, self.inner.list(), fail).await
+    }
+
+    async fn revoke(&self, prefix: &str, now_ms: i64) -> Result<(KeyHash, KeyRecord), KeyError> {
+        let call = self.inner.revoke(prefix, now_ms);
+        self.faults.around(Method::RevokeStoredKey, call, fail_key).await
+    }
+
+    async fn known_clients(&self, clients: &[ClientId]) -> Result<Vec<ClientId>, StoreError> {
+        self.faults.around(Method::KnownClients, self.inner.known_clients(clients), fail).await
+    }
+
+    async fn pepper(&self) -> Result<Vec<u8>, StoreError> {
+        self.faults.around(Method::Pepper, self.inner.pepper(), fail).await
+    }
+}
