@@ -34,6 +34,13 @@ pub struct EmbeddedCacheBounds {
     pub keys: usize,
 }
 
+impl Default for EmbeddedCacheBounds {
+    /// 30 MB of locks: what a log that confirms nothing leaves open in ten seconds at full speed.
+    fn default() -> Self {
+        Self { locks: 250_000, keys: 10_000 }
+    }
+}
+
 /// Idempotency locks and key entries of a single process.
 pub struct EmbeddedCache {
     log: Arc<Shared>,
@@ -97,7 +104,7 @@ impl Cache for EmbeddedCache {
             return Err(CacheError("too many idempotency keys in flight".to_owned()));
         }
         let pages = known.iter().flat_map(|known| match known {
-            Known::Ours(pages) => pages.as_slice(),
+            Known::Ours(pages) | Known::Free(pages) => pages.as_slice(),
             Known::Held(_) | Known::Full => &[],
         });
         let pages: Vec<i64> = pages.copied().collect();
@@ -111,6 +118,7 @@ impl Cache for EmbeddedCache {
         let replies = requests.iter().zip(known).map(|(request, known)| {
             match (done.get(&request.key).copied(), known) {
                 (Some(record), _) | (None, Known::Held(record)) => LockReply::Held(record),
+                (None, Known::Free(_)) => LockReply::Free,
                 (None, Known::Ours(_) | Known::Full) => LockReply::Acquired,
             }
         });

@@ -40,13 +40,15 @@ struct State {
     next_run: i64,
 }
 
-/// What memory knows of a key that somebody asks to lock.
+/// What memory knows of a key that somebody asks to lock, or only about.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Known {
     /// Somebody has, or had, it.
     Held(LockRecord),
     /// It is ours now; one of these rows may say that it is done.
     Ours(Vec<i64>),
+    /// Nobody in memory has it, and the caller only looked; one of these rows may say that it is done.
+    Free(Vec<i64>),
     /// No room for another lock.
     Full,
 }
@@ -138,7 +140,7 @@ impl Outcomes {
         locked(&self.0).runs.len()
     }
 
-    /// Takes each free key; answers in order.
+    /// Takes each free key that is asked for; answers in order.
     pub(crate) fn lock(
         &self,
         requests: &[LockRequest],
@@ -155,7 +157,9 @@ impl Outcomes {
 
     /// Gives back a key that [`lock`](Self::lock) took.
     pub(crate) fn give_back(&self, request: &LockRequest) {
-        self.swap(request.key, &request.record, None);
+        if let Some(record) = &request.record {
+            self.swap(request.key, record, None);
+        }
     }
 
     /// Writes an outcome over whatever is held; nothing to do when the log's commit brought it.
@@ -218,12 +222,13 @@ impl State {
         if let Some(record) = known.filter(|record| alive(record, now_ms)) {
             return Known::Held(*record);
         }
+        let young = self.runs.iter().rev().filter(|run| young(run.newest_ms, now_ms));
+        let pages = young.filter_map(|run| run.page_of(key)).collect();
+        let Some(record) = request.record else { return Known::Free(pages) };
         if self.held.len() >= max_held {
             return Known::Full;
         }
-        let young = self.runs.iter().rev().filter(|run| young(run.newest_ms, now_ms));
-        let pages = young.filter_map(|run| run.page_of(key)).collect();
-        self.held.insert(key, request.record);
+        self.held.insert(key, record);
         Known::Ours(pages)
     }
 
