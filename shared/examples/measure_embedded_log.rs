@@ -121,7 +121,7 @@ async fn lock(cache: &EmbeddedCache, records: &[NewRecord]) {
     let outcomes = records.iter().filter_map(|record| record.outcome.as_ref());
     let request = |it: &Outcome| LockRequest {
         key: it.key,
-        record: LockRecord { state: LockState::InFlight, ..it.record },
+        record: Some(LockRecord { state: LockState::InFlight, ..it.record }),
     };
     let requests: Vec<_> = outcomes.map(request).collect();
     cache.lock(&requests).await.unwrap();

@@ -33,11 +33,21 @@ fn request(id: u128, body: u8) -> LockRequest {
         first_at_ms,
         lease_until_ms: first_at_ms + 15_000,
     };
-    LockRequest { key: LockKey { client: ClientId(7), id: EventId(Uuid::from_u128(id)) }, record }
+    let key = LockKey { client: ClientId(7), id: EventId(Uuid::from_u128(id)) };
+    LockRequest { key, record: Some(record) }
+}
+
+/// A request that only looks.
+fn look(id: u128) -> LockRequest {
+    LockRequest { record: None, ..request(id, 0) }
+}
+
+fn held(request: &LockRequest) -> LockRecord {
+    request.record.unwrap()
 }
 
 fn done(request: &LockRequest) -> LockRecord {
-    LockRecord { state: LockState::Done, ..request.record }
+    LockRecord { state: LockState::Done, ..held(request) }
 }
 
 /// The append of an event whose lock is held.
@@ -84,7 +94,7 @@ async fn an_append_turns_the_lock_into_its_outcome_without_a_finish() {
     let (log, cache) = open(&dir).await;
     let first = request(1, 1);
     assert_eq!(lock(&cache, &first).await, LockReply::Acquired);
-    assert_eq!(lock(&cache, &request(1, 2)).await, LockReply::Held(first.record));
+    assert_eq!(lock(&cache, &request(1, 2)).await, LockReply::Held(held(&first)));
     append(&log, vec![event(&first)]).await;
     assert_eq!(lock(&cache, &request(1, 2)).await, LockReply::Held(done(&first)));
     let finish = LockChange::Finish(first.key, done(&first));
@@ -100,12 +110,12 @@ async fn a_swap_changes_exactly_what_was_seen() {
     let (mine, other) = (request(1, 1), request(1, 9));
     assert_eq!(lock(&cache, &mine).await, LockReply::Acquired);
     let swap = |expected: &LockRequest, record| {
-        [LockChange::Swap { key: mine.key, expected: expected.record, record }]
+        [LockChange::Swap { key: mine.key, expected: held(expected), record }]
     };
     assert_eq!(cache.settle(&swap(&other, None)).await.unwrap(), [false]);
-    assert_eq!(cache.settle(&swap(&mine, Some(other.record))).await.unwrap(), [true]);
+    assert_eq!(cache.settle(&swap(&mine, Some(held(&other)))).await.unwrap(), [true]);
     assert_eq!(cache.settle(&swap(&mine, None)).await.unwrap(), [false]);
-    assert_eq!(lock(&cache, &mine).await, LockReply::Held(other.record));
+    assert_eq!(lock(&cache, &mine).await, LockReply::Held(held(&other)));
     assert_eq!(cache.settle(&swap(&other, None)).await.unwrap(), [true]);
     assert_eq!(lock(&cache, &mine).await, LockReply::Acquired);
 }
@@ -130,28 +140,21 @@ async fn outcomes_are_found_when_they_have_left_memory_and_after_a_restart() {
             let expected = part.iter().map(|it| LockReply::Held(done(it)));
             assert!(replies.into_iter().eq(expected));
         }
-        assert_eq!(lock(cache, &request(1_000_000, 1)).await, LockReply::Acquired);
+        assert_eq!(lock(cache, &look(39_999)).await, LockReply::Held(done(&requests[39_999])));
+        assert_eq!(lock(cache, &look(0)).await, LockReply::Held(done(&requests[0])));
+        assert_eq!(lock(cache, &look(1_000_000)).await, LockReply::Free);
     };
     all_done(&cache).await;
     crate::testing::wait_for("two runs in the file", Duration::from_secs(30), || async {
         log.shared().outcomes.runs() >= 2
     })
     .await;
-    all_done_again(&all_done, &cache).await;
+    all_done(&cache).await;
     drop(cache);
     log.close().await;
     let (log, cache) = open(&dir).await;
     assert!(log.shared().outcomes.runs() >= 2);
     all_done(&cache).await;
-}
-
-async fn all_done_again(check: &impl AsyncFn(&EmbeddedCache), cache: &EmbeddedCache) {
-    let give_back = request(1_000_000, 1);
-    if let LockReply::Held(expected) = lock(cache, &give_back).await {
-        let swap = LockChange::Swap { key: give_back.key, expected, record: None };
-        assert_eq!(cache.settle(&[swap]).await.unwrap(), [true]);
-    }
-    check(cache).await;
 }
 
 #[tokio::test]
@@ -160,9 +163,9 @@ async fn a_key_is_forgotten_at_the_end_of_its_life_and_not_before() {
     let (log, cache) = open(&dir).await;
     let life_ms = i64::try_from(LOCK_LIFE.as_millis()).unwrap();
     let mut old = request(1, 1);
-    old.record.first_at_ms -= life_ms + 1;
+    old.record.as_mut().unwrap().first_at_ms -= life_ms + 1;
     let mut young = request(2, 1);
-    young.record.first_at_ms -= life_ms - 60_000;
+    young.record.as_mut().unwrap().first_at_ms -= life_ms - 60_000;
     append(&log, vec![event(&old), event(&young)]).await;
     assert_eq!(lock(&cache, &request(1, 2)).await, LockReply::Acquired);
     assert_eq!(lock(&cache, &request(2, 2)).await, LockReply::Held(done(&young)));
@@ -178,6 +181,7 @@ async fn at_the_bound_no_lock_is_given_and_none_is_left_behind() {
     let more: Vec<LockRequest> = (2..4).map(|id| request(id, 1)).collect();
     cache.lock(&more).await.unwrap_err();
     assert_eq!(lock(&cache, &request(2, 5)).await, LockReply::Acquired, "given back");
+    assert_eq!(lock(&cache, &look(3)).await, LockReply::Free, "looking needs no room");
     cache.lock(&[request(3, 5)]).await.unwrap_err();
     assert!(matches!(lock(&cache, &request(0, 5)).await, LockReply::Held(_)), "still answered");
 }
@@ -188,7 +192,7 @@ async fn one_key_twice_in_one_call_is_acquired_once() {
     let (_log, cache) = open(&dir).await;
     let (first, second) = (request(1, 1), request(1, 2));
     let replies = cache.lock(&[first.clone(), second]).await.unwrap();
-    assert_eq!(replies, [LockReply::Acquired, LockReply::Held(first.record)]);
+    assert_eq!(replies, [LockReply::Acquired, LockReply::Held(held(&first))]);
 }
 
 #[tokio::test]
@@ -214,4 +218,12 @@ async fn a_revoked_key_is_not_put_back_while_its_mark_lives() {
     .await;
     cache.put_key(&hash, b"entry", minute).await.unwrap();
     assert!(cache.key(&hash).await.unwrap().is_some());
+}
+
+crate::cache_conformance!(conformance, super::under_test().await);
+
+async fn under_test() -> crate::testing::cache::CacheUnderTest {
+    let dir = TempDir::new().unwrap();
+    let (log, cache) = open(&dir).await;
+    crate::testing::cache::CacheUnderTest { cache: Arc::new(cache), keep: Box::new((dir, log)) }
 }

@@ -1,13 +1,12 @@
 //! One member of a consumer group: serves its partitions in turn, from the tail in memory where it can,
 //! else from the file. Nothing is fetched ahead of what is asked for, so nothing has to be dropped.
 
-use std::future::Future;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::sync::watch;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::delivery::{Delivery, Turn};
 use super::shared::Shared;
@@ -34,7 +33,8 @@ pub(super) struct Member {
 struct Reading {
     partition: Partition,
     from: Offset,
-    found: Pin<Box<dyn Future<Output = Found> + Send>>,
+    /// A task of its own: a read nobody waits for at the moment must not keep its connection.
+    found: AbortOnDropHandle<Found>,
 }
 
 /// What the file holds at a place.
@@ -42,6 +42,8 @@ enum Found {
     Records(Vec<Record>),
     /// Nothing; the partition ends here.
     End(Offset),
+    /// The log was closed.
+    Closed,
 }
 
 impl Member {
@@ -63,6 +65,7 @@ impl Member {
                 return None;
             }
             Found::End(_) => return self.delivery.out_of_range(partition, from),
+            Found::Closed => return None,
         };
         match records.first().zip(records.last()) {
             // Offsets of a partition have no holes: a later first record means the place is gone.
@@ -77,7 +80,8 @@ impl Member {
     }
 
     fn start_reading(&mut self, partition: Partition, from: Offset) {
-        let found = Box::pin(find_until_done(Arc::clone(&self.shared), partition, from));
+        let found = tokio::spawn(find_until_done(Arc::clone(&self.shared), partition, from));
+        let found = AbortOnDropHandle::new(found);
         self.reading = Some(Reading { partition, from, found });
     }
 
@@ -92,6 +96,7 @@ async fn find_until_done(shared: Arc<Shared>, partition: Partition, from: Offset
     loop {
         match find(&shared, partition, from).await {
             Ok(found) => return found,
+            Err(sqlx::Error::PoolClosed) => return Found::Closed,
             Err(error) if !warned => {
                 tracing::warn!(%error, partition, "the log cannot be read; trying again");
                 warned = true;
@@ -120,11 +125,14 @@ impl LogConsumer for Member {
             if let Some(reading) = &mut self.reading {
                 let (partition, from) = (reading.partition, reading.from);
                 let found = tokio::select! {
-                    found = &mut reading.found => Some(found),
+                    found = &mut reading.found => Some(found.map_err(|_| closed())?),
                     // News first: what is being read may be revoked. If not, it is read again.
                     () = self.delivery.news.notified() => None,
                 };
                 self.reading = None;
+                if matches!(found, Some(Found::Closed)) {
+                    return Err(closed());
+                }
                 if let Some(found) = found
                     && let Some(event) = self.take(partition, from, found)
                 {

@@ -111,6 +111,9 @@ impl EmbeddedLog {
     /// no folder, cannot be written; the file is damaged, from a newer version, of another partition
     /// count.
     pub async fn open(config: EmbeddedConfig) -> Result<Self, LogError> {
+        if config.partitions == 0 {
+            return Err(LogError::Unusable("a log has at least one partition".to_owned()));
+        }
         let lock = folder::own(&config.dir)?;
         let mut connection = file::open(&config.dir, config.partitions).await?;
         let unusable = |error| LogError::Unusable(Fault::of(&error).sentence());

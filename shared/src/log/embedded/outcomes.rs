@@ -21,12 +21,17 @@ use super::locked;
 use super::outcome_run::{Entries, NewRun, RUN_KEYS, Run, unpack};
 use crate::cache::{LOCK_LIFE, LockKey, LockRecord, LockRequest, Outcome};
 
+/// At the bound, dead locks are looked for this often, not with every call.
+const SWEEP_MS: i64 = 1_000;
+
 #[derive(Default)]
 pub(crate) struct Outcomes(Mutex<State>);
 
 #[derive(Default)]
 struct State {
     held: HashMap<LockKey, LockRecord>,
+    /// When dead locks were last looked for, unix milliseconds.
+    swept_ms: i64,
     gathering: Entries,
     /// Last row of `outcome_groups` among those gathering.
     last_group: i64,
@@ -35,13 +40,15 @@ struct State {
     next_run: i64,
 }
 
-/// What memory knows of a key that somebody asks to lock.
+/// What memory knows of a key that somebody asks to lock, or only about.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Known {
     /// Somebody has, or had, it.
     Held(LockRecord),
     /// It is ours now; one of these rows may say that it is done.
     Ours(Vec<i64>),
+    /// Nobody in memory has it, and the caller only looked; one of these rows may say that it is done.
+    Free(Vec<i64>),
     /// No room for another lock.
     Full,
 }
@@ -133,7 +140,7 @@ impl Outcomes {
         locked(&self.0).runs.len()
     }
 
-    /// Takes each free key the caller wants to own; answers in order.
+    /// Takes each free key that is asked for; answers in order.
     pub(crate) fn lock(
         &self,
         requests: &[LockRequest],
@@ -141,7 +148,8 @@ impl Outcomes {
         max_held: usize,
     ) -> Vec<Known> {
         let mut state = locked(&self.0);
-        if state.held.len() + requests.len() > max_held {
+        if state.held.len() + requests.len() > max_held && now_ms >= state.swept_ms + SWEEP_MS {
+            state.swept_ms = now_ms;
             state.held.retain(|_, record| alive(record, now_ms));
         }
         requests.iter().map(|request| state.lock(request, now_ms, max_held)).collect()
@@ -214,14 +222,13 @@ impl State {
         if let Some(record) = known.filter(|record| alive(record, now_ms)) {
             return Known::Held(*record);
         }
-        if request.record.is_some() && self.held.len() >= max_held {
-            return Known::Full;
-        }
         let young = self.runs.iter().rev().filter(|run| young(run.newest_ms, now_ms));
         let pages = young.filter_map(|run| run.page_of(key)).collect();
-        if let Some(record) = request.record {
-            self.held.insert(key, record);
+        let Some(record) = request.record else { return Known::Free(pages) };
+        if self.held.len() >= max_held {
+            return Known::Full;
         }
+        self.held.insert(key, record);
         Known::Ours(pages)
     }
 

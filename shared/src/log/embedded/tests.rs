@@ -242,6 +242,11 @@ async fn an_attached_command_and_the_pipeline_append_beside_each_other() {
     let attached = EmbeddedLog::attach(dir.path()).await.unwrap();
     assert!(attached.consume(STORE_GROUP).await.is_err());
     assert_eq!(attached.identity().await.unwrap(), log.identity().await.unwrap());
+    // One after the other, faster than the pipeline looks for others.
+    for n in 0..5 {
+        assert_eq!(append(&attached, 0, 1).await, [2 * n]);
+        assert_eq!(append(&log, 0, 1).await, [2 * n + 1]);
+    }
     let both = join_all([&log, &attached].map(|log| async move {
         let mut offsets = Vec::new();
         for _ in 0..50 {
@@ -251,16 +256,46 @@ async fn an_attached_command_and_the_pipeline_append_beside_each_other() {
     }));
     let mut offsets = both.await.concat();
     offsets.sort_unstable();
-    assert!(offsets.into_iter().eq(0..200), "each offset once");
-    // An idle pipeline notices, too.
+    assert!(offsets.into_iter().eq(10..210), "each offset once");
+    let mut consumed = consume_up_to(&mut member, 210).await;
+    // An idle pipeline at the end of the log notices, too.
+    assert!(futures_util::FutureExt::now_or_never(member.next()).is_none());
     append(&attached, 0, 1).await;
+    consumed.extend(consume_up_to(&mut member, 1).await);
+    assert!(consumed.into_iter().eq(0..211));
+}
+
+async fn consume_up_to(member: &mut Box<dyn LogConsumer>, count: usize) -> Vec<Offset> {
     let mut consumed = Vec::new();
-    while consumed.len() < 201 {
-        if let LogEvent::Records(0, records) = member.next().await.unwrap() {
-            consumed.extend(records.iter().map(|record| record.offset));
+    while consumed.len() < count {
+        let event = tokio::time::timeout(PATIENCE, member.next()).await.unwrap().unwrap();
+        let LogEvent::Records(0, records) = event else { panic!("{event:?}") };
+        consumed.extend(records.iter().map(|record| record.offset));
+    }
+    consumed
+}
+
+#[tokio::test]
+async fn a_log_closes_while_a_member_is_in_the_middle_of_a_read() {
+    let dir = TempDir::new().unwrap();
+    open(&dir).await.close().await;
+    let log = open(&dir).await;
+    append(&log, 0, 1_000).await;
+    log.close().await;
+    // Opened again, the end of the log is not in memory: the file is read.
+    let log = open(&dir).await;
+    let mut member = log.consume(STORE_GROUP).await.unwrap();
+    assert!(matches!(member.next().await, Ok(LogEvent::Assigned(_))));
+    member.seek(0, 0);
+    assert!(futures_util::FutureExt::now_or_never(member.next()).is_none(), "a read is under way");
+    tokio::time::timeout(PATIENCE, log.close()).await.unwrap();
+    loop {
+        match tokio::time::timeout(PATIENCE, member.next()).await.unwrap() {
+            Ok(_) => {}
+            Err(LogError::Unusable(_)) => break,
+            Err(other) => panic!("{other}"),
         }
     }
-    assert!(consumed.into_iter().eq(0..201));
 }
 
 #[tokio::test]

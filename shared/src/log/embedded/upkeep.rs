@@ -1,6 +1,8 @@
 //! What rides along with commits: changed places of consumer groups once a second, outcome runs piece by
 //! piece, the end of runs that are past their life. A commit that fails gives everything back.
 
+use tokio::sync::oneshot;
+
 use super::group_places::GroupPlace;
 use super::outcome_run::{NewRun, first_page};
 use super::shared::Shared;
@@ -15,6 +17,7 @@ const RUN_STEP: usize = 128;
 
 #[derive(Default)]
 pub(super) struct Upkeep {
+    packing: Option<oneshot::Receiver<Writing>>,
     run: Option<Writing>,
     ticks: u32,
 }
@@ -41,6 +44,10 @@ impl Upkeep {
 
     /// Adds what is due.
     pub(super) fn begin(&mut self, shared: &Shared, steps: &mut Vec<Step>) -> Carried {
+        if let Some(packed) = self.packing.as_mut().and_then(|packing| packing.try_recv().ok()) {
+            self.packing = None;
+            self.run = Some(packed);
+        }
         let pages = self.run_steps(steps);
         let expired = shared.outcomes.expired_run(unix_ms());
         if let Some(run) = expired {
@@ -79,15 +86,18 @@ impl Upkeep {
         }
     }
 
-    /// Starts a run when enough outcomes have gathered.
+    /// Starts a run when enough outcomes have gathered. Packing takes milliseconds, so not here.
     pub(super) fn freeze_outcomes(&mut self, shared: &Shared) {
-        if self.run.is_none()
-            && let Some(frozen) = shared.outcomes.freeze()
-        {
+        let Some(frozen) = shared.outcomes.freeze() else { return };
+        let (packed, packing) = oneshot::channel();
+        self.packing = Some(packing);
+        tokio::task::spawn_blocking(move || {
             let new = NewRun::pack(frozen.number, &frozen.entries);
             let last_group = frozen.last_group;
-            self.run = Some(Writing { new, pages_written: 0, last_group });
-        }
+            if packed.send(Writing { new, pages_written: 0, last_group }).is_err() {
+                tracing::debug!("the log closed before a run of outcomes was packed");
+            }
+        });
     }
 
     /// Adds the next piece of a run; with the last one the run itself takes the place of its groups.
