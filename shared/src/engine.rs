@@ -45,7 +45,14 @@ pub struct Engine {
     pub cache: Arc<dyn Cache>,
     /// Live batches and notices.
     pub bus: Arc<dyn Bus>,
-    embedded_log: Option<EmbeddedLog>,
+    kind: LogKind,
+}
+
+/// The log as itself, for what no port has a word for: retention and a clean end.
+#[derive(Clone)]
+enum LogKind {
+    Kafka(Arc<KafkaLog>),
+    Embedded(EmbeddedLog),
 }
 
 /// What is needed cannot be used, however long one waits.
@@ -108,13 +115,13 @@ impl Engine {
                     .to_owned(),
             ));
         }
-        let (log, embedded_log) = open_log(config, readiness).await?;
-        let stores = waiting(Dependency::Store, readiness, || open_stores(config)).await?;
-        let cache: Arc<dyn Cache> = match &embedded_log {
-            Some(log) if !is_redis(config) => {
+        let (kind, partitions) = open_log(config, readiness).await?;
+        let stores = waiting(Dependency::Store, readiness.clone(), || open_stores(config)).await?;
+        let cache: Arc<dyn Cache> = match &kind {
+            LogKind::Embedded(log) if !is_redis(config) => {
                 Arc::new(EmbeddedCache::new(log, EmbeddedCacheBounds::default()))
             }
-            _ => waiting(Dependency::Cache, readiness, || open_redis_cache(config)).await?,
+            _ => waiting(Dependency::Cache, readiness.clone(), || open_redis_cache(config)).await?,
         };
         let bus: Arc<dyn Bus> = if is_redis(config) {
             Arc::new(
@@ -123,7 +130,10 @@ impl Engine {
         } else {
             Arc::new(LocalBus::new())
         };
-        let (log, identity, partitions) = log;
+        let (log, identity): (Arc<dyn EventLog>, Arc<dyn LogIdentity>) = match &kind {
+            LogKind::Kafka(log) => (log.clone(), log.clone()),
+            LogKind::Embedded(log) => (Arc::new(log.clone()), Arc::new(log.clone())),
+        };
         Ok(Self {
             log,
             identity,
@@ -132,7 +142,7 @@ impl Engine {
             keys: stores.keys,
             cache,
             bus,
-            embedded_log,
+            kind,
         })
     }
 
@@ -149,7 +159,7 @@ impl Engine {
             }
         };
         context.spawn("probe", probe);
-        if let Some(log) = self.embedded_log.clone() {
+        if let LogKind::Embedded(log) = self.kind.clone() {
             let (store, stop) = (self.store.clone(), context.shutdown.stop.clone());
             context.spawn("log retention", async move {
                 while stop
@@ -161,8 +171,20 @@ impl Engine {
                         tracing::warn!(%error, "log retention put off");
                     }
                 }
-                log.close().await;
             });
+        }
+    }
+
+    /// Ends the log cleanly: what was handed to it is written, its groups are left. Called when every
+    /// task has ended.
+    pub(crate) async fn close(&self) {
+        match &self.kind {
+            LogKind::Embedded(log) => log.close().await,
+            LogKind::Kafka(log) => {
+                if !log.close(CLOSE_WITHIN).await {
+                    tracing::warn!("the Kafka client did not end in time");
+                }
+            }
         }
     }
 
@@ -183,6 +205,7 @@ impl Engine {
     }
 }
 
+const CLOSE_WITHIN: Duration = Duration::from_secs(5);
 const RETENTION_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Removes from the embedded log what is old and stored.
@@ -213,9 +236,10 @@ async fn retain(log: &EmbeddedLog, store: &dyn EventStore) -> Result<(), String>
 pub async fn migrate(config: &Config, readiness: &Readiness) -> Result<(), OpenError> {
     if is_kafka(config) {
         let kafka = kafka_config(config);
-        waiting(Dependency::Log, readiness, || async { Ok(kafka::migrate(&kafka).await?) }).await?;
+        waiting(Dependency::Log, readiness.clone(), || async { Ok(kafka::migrate(&kafka).await?) })
+            .await?;
     }
-    waiting(Dependency::Store, readiness, || async {
+    waiting(Dependency::Store, readiness.clone(), || async {
         match store_url(config) {
             StoreUrl::Postgres(url) => postgres::migrate(&url).await?,
             StoreUrl::Sqlite(path) => sqlite::migrate(&path).await?,
@@ -297,29 +321,16 @@ fn store_url(config: &Config) -> StoreUrl {
     }
 }
 
-type Log = (Arc<dyn EventLog>, Arc<dyn LogIdentity>, u32);
-
-async fn open_log(
-    config: &Config,
-    readiness: &Readiness,
-) -> Result<(Log, Option<EmbeddedLog>), OpenError> {
-    if is_kafka(config) {
-        let log = waiting(Dependency::Log, readiness, || async {
-            let log = Arc::new(KafkaLog::open(kafka_config(config)).await?);
+async fn open_log(config: &Config, readiness: &Readiness) -> Result<(LogKind, u32), OpenError> {
+    waiting(Dependency::Log, readiness.clone(), || async {
+        if is_kafka(config) {
+            let log = KafkaLog::open(kafka_config(config)).await?;
             let partitions = log.identity().await?.partitions;
-            Ok::<Log, Attempt>((log.clone(), log, partitions))
-        })
-        .await?;
-        return Ok((log, None));
-    }
-    waiting(Dependency::Log, readiness, || async {
+            return Ok((LogKind::Kafka(Arc::new(log)), partitions));
+        }
         let log = EmbeddedLog::open(embedded_config(config)).await?;
         let partitions = log.identity().await?.partitions;
-        let port = Arc::new(log.clone());
-        Ok((
-            (port.clone() as Arc<dyn EventLog>, port as Arc<dyn LogIdentity>, partitions),
-            Some(log),
-        ))
+        Ok((LogKind::Embedded(log), partitions))
     })
     .await
 }
@@ -405,7 +416,7 @@ fn redis_bus(config: &Config) -> RedisBusConfig {
 /// Tries until it works or cannot work, telling `/readyz` and the log what is waited for.
 async fn waiting<T, F, Fut>(
     dependency: Dependency,
-    readiness: &Readiness,
+    readiness: Readiness,
     mut open: F,
 ) -> Result<T, OpenError>
 where

@@ -124,10 +124,12 @@ where
         opened = Engine::open(&config, &readiness) => Some(opened),
         () = shutdown.drain.cancelled() => None,
     };
+    let mut to_close = None;
     let outcome = match opened {
         None => Ok(()),
         Some(Err(error)) => Err(RunError::from(error)),
         Some(Ok(engine)) => {
+            to_close = Some(engine.clone());
             let context = Context {
                 config: config.clone(),
                 freshness: metrics::freshness(&registry),
@@ -150,6 +152,9 @@ where
     tasks.close();
     if tokio::time::timeout(config.server.drain_timeout, tasks.wait()).await.is_err() {
         tracing::warn!(tasks = tasks.len(), "background tasks did not end in time");
+    }
+    if let Some(engine) = to_close {
+        engine.close().await;
     }
     outcome
 }

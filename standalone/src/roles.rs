@@ -1,17 +1,14 @@
 //! What `pulsestream` runs: all three services in one process, or one of them.
 
-use axum::Router;
 use prometheus::Registry;
-use pulsestream_shared::admin::{Dependency, Readiness};
+use pulsestream_shared::admin::Readiness;
 use pulsestream_shared::auth::Keyring;
 use pulsestream_shared::config::Config;
 use pulsestream_shared::engine::{self, OpenError};
 use pulsestream_shared::process;
-use pulsestream_shared::service::{Context, Role};
+use pulsestream_shared::service::Context;
 
 use crate::banner;
-
-const ALL: Role = Role { name: "pulsestream", required: &[Dependency::Log, Dependency::Store] };
 
 /// Everything in one process. With servers configured, their topics and tables are made first.
 pub(crate) async fn up(config: Config) -> Result<(), String> {
@@ -21,7 +18,7 @@ pub(crate) async fn up(config: Config) -> Result<(), String> {
     let port = config.server.port;
     let (told, address) = tokio::sync::oneshot::channel();
     let build = async |context: Context| {
-        let router = build_all(context.clone()).await?;
+        let router = pulsestream::build(context.clone()).await?;
         let address = address.await.map_err(|_| OpenError("no listener".to_owned()))?;
         banner::print(&context, address).await?;
         Ok(router)
@@ -31,15 +28,7 @@ pub(crate) async fn up(config: Config) -> Result<(), String> {
             tracing::debug!("ended before it was built");
         }
     };
-    process::run(ALL, config, port, build, tell).await
-}
-
-async fn build_all(context: Context) -> Result<Router, OpenError> {
-    let keyring = Keyring::open(&context).await?;
-    let gateway = pulsestream_gateway::build(context.clone(), keyring.clone()).await?;
-    let broadcaster = pulsestream_broadcaster::build(context.clone(), keyring).await?;
-    let consumer = pulsestream_consumer::build(context).await?;
-    Ok(gateway.merge(broadcaster).merge(consumer))
+    process::run(pulsestream::ROLE, config, port, build, tell).await
 }
 
 pub(crate) async fn gateway(config: Config) -> Result<(), String> {

@@ -99,8 +99,9 @@ fn check_lock(locks: &MemoryLocks, model: &mut Model, asked: LockRequest, now_ms
                 assert_ne!(record.state, LockState::InFlight, "two owners of one key");
                 assert!(full, "forgotten although the bound was never reached");
             }
-            model.insert(asked.key, (record, now_ms + DAY_MS));
+            model.insert(asked.key, (asked.record.unwrap(), now_ms + DAY_MS));
         }
+        (MemoryReply::Cache(LockReply::Free), _) => panic!("nobody only looked"),
         (MemoryReply::Full, _) => assert!(full, "full below the bound"),
         (MemoryReply::Cache(LockReply::Held(held)), None) => panic!("held by nobody: {held:?}"),
     }

@@ -1,0 +1,183 @@
+//! A device and a dashboard, as tests see them.
+
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use pulsestream_shared::clock;
+use reqwest::header::HeaderMap;
+use serde_json::{Value, json};
+use tokio::net::TcpStream;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
+use tokio_tungstenite::tungstenite::{Error as WsError, Message};
+use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
+use uuid::Uuid;
+
+/// How long a test waits for what must come.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// An answer of the gateway.
+#[derive(Debug, Clone)]
+pub struct Answer {
+    /// HTTP status.
+    pub status: u16,
+    /// Headers.
+    pub headers: HeaderMap,
+    /// The body, `null` when it is not JSON.
+    pub body: Value,
+}
+
+impl Answer {
+    /// A header's text, empty when absent.
+    pub fn header(&self, name: &str) -> &str {
+        self.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
+    }
+}
+
+/// Posts events with one key.
+#[derive(Debug, Clone)]
+pub struct Client {
+    http: reqwest::Client,
+    url: String,
+    key: String,
+}
+
+/// A good body of now.
+pub fn event(device: Uuid, value: f64) -> Value {
+    json!({
+        "deviceId": device,
+        "eventType": "temperature",
+        "value": value,
+        "timestamp": clock::unix_ms(),
+    })
+}
+
+impl Client {
+    /// Talks to the gateway at `url`.
+    pub fn new(url: &str, key: &str) -> Self {
+        let http = reqwest::Client::builder()
+            .timeout(PATIENCE)
+            .build()
+            .expect("a client without TLS always builds");
+        Self { http, url: url.to_owned(), key: key.to_owned() }
+    }
+
+    /// The same device at another gateway.
+    #[must_use]
+    pub fn at(&self, url: &str) -> Self {
+        Self { url: url.to_owned(), ..self.clone() }
+    }
+
+    /// The same gateway with another key.
+    #[must_use]
+    pub fn with_key(&self, key: &str) -> Self {
+        Self { key: key.to_owned(), ..self.clone() }
+    }
+
+    /// `POST /v1/events`.
+    ///
+    /// # Errors
+    /// When there is no answer at all.
+    pub async fn post(&self, id: Uuid, body: &Value) -> reqwest::Result<Answer> {
+        let request = self
+            .http
+            .post(format!("{}/v1/events", self.url))
+            .header("x-api-key", &self.key)
+            .header("idempotency-key", id.to_string())
+            .header("content-type", "application/json")
+            .body(body.to_string());
+        answer(request).await
+    }
+
+    /// Posts a good event and expects 202.
+    ///
+    /// # Panics
+    /// When it is not accepted.
+    #[track_caller]
+    pub fn accept(&self, device: Uuid, value: f64) -> impl Future<Output = Uuid> {
+        let caller = std::panic::Location::caller();
+        async move {
+            let id = Uuid::new_v4();
+            let answer = self.post(id, &event(device, value)).await.expect("an answer");
+            assert_eq!(answer.status, 202, "{caller}: {answer:?}");
+            id
+        }
+    }
+
+    /// A request of any kind, built by the test, with the key.
+    ///
+    /// # Errors
+    /// When there is no answer at all.
+    pub async fn send(
+        &self,
+        build: impl FnOnce(&reqwest::Client, &str) -> reqwest::RequestBuilder,
+    ) -> reqwest::Result<Answer> {
+        answer(build(&self.http, &self.url).header("x-api-key", &self.key)).await
+    }
+
+    /// `GET` of a path, without a key.
+    ///
+    /// # Errors
+    /// When there is no answer at all.
+    pub async fn get(&self, path: &str) -> reqwest::Result<Answer> {
+        answer(self.http.get(format!("{}{path}", self.url))).await
+    }
+}
+
+async fn answer(request: reqwest::RequestBuilder) -> reqwest::Result<Answer> {
+    let response = request.send().await?;
+    let (status, headers) = (response.status().as_u16(), response.headers().clone());
+    let text = response.text().await?;
+    Ok(Answer { status, headers, body: serde_json::from_str(&text).unwrap_or_default() })
+}
+
+/// A dashboard's socket.
+pub struct Dashboard(WebSocketStream<MaybeTlsStream<TcpStream>>);
+
+impl Dashboard {
+    /// Connects to `/v1/stream` with that query.
+    ///
+    /// # Errors
+    /// When the server refuses.
+    pub async fn connect(url: &str, key: &str, query: &str) -> Result<Self, WsError> {
+        let url = format!("{}/v1/stream?{query}", url.replacen("http", "ws", 1));
+        let mut request = url.into_client_request()?;
+        if let Ok(key) = key.parse() {
+            request.headers_mut().insert("x-api-key", key);
+        }
+        Ok(Self(connect_async(request).await?.0))
+    }
+
+    /// The next event.
+    ///
+    /// # Panics
+    /// When none comes in time, or the socket ends.
+    pub async fn next(&mut self) -> Value {
+        match self.next_message().await {
+            Message::Text(text) => serde_json::from_str(&text).expect("an event's JSON"),
+            other => panic!("expected an event, got {other:?}"),
+        }
+    }
+
+    /// The close code the server sends, after any number of events.
+    ///
+    /// # Panics
+    /// When it does not close in time.
+    pub async fn close_code(&mut self) -> u16 {
+        loop {
+            if let Message::Close(frame) = self.next_message().await {
+                return frame.map_or(1005, |frame| frame.code.into());
+            }
+        }
+    }
+
+    async fn next_message(&mut self) -> Message {
+        loop {
+            let message = tokio::time::timeout(PATIENCE, self.0.next()).await;
+            let message = message.expect("a frame in time").expect("an open socket");
+            match message.expect("a frame") {
+                Message::Ping(_) | Message::Pong(_) => {}
+                message => return message,
+            }
+        }
+    }
+}

@@ -1,0 +1,3 @@
+//! One binary for all journeys: one link, one set of servers.
+
+mod journey;
