@@ -2,7 +2,7 @@
 //!
 //! [`ingest`] plays devices that POST events and writes down, per event, what it was told. [`live`]
 //! plays dashboards that hold WebSockets and counts what is repeated, out of order or missing.
-//! [`bench`] measures capacity as a ratio to a bare handler ([`baseline`]) in interleaved rounds.
+//! [`mod@bench`] measures capacity as a ratio to a bare handler ([`baseline`]) in interleaved rounds.
 //!
 //! Deliberately absent: any knowledge of the product's inside. This crate depends on no other crate of
 //! the workspace and speaks only the public HTTP and WebSocket contract, so that a mistake in a shared

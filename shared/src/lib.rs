@@ -24,4 +24,5 @@ pub mod shutdown;
 pub mod store;
 pub mod telemetry;
 #[cfg(any(test, feature = "testing"))]
+#[expect(clippy::unwrap_used, clippy::panic, reason = "tests end by panicking")]
 pub mod testing;

@@ -23,7 +23,7 @@ fn faults(body: &str) -> Vec<String> {
     assert_eq!(problem.code(), Code::ValidationFailed, "{body}");
     let json = format!("{problem:?}");
     json.match_indices("field: \"")
-        .map(|(at, start)| json[at + start.len()..].split('"').next().unwrap().to_owned())
+        .map(|(at, start)| json.split_at(at + start.len()).1.split('"').next().unwrap().to_owned())
         .collect()
 }
 

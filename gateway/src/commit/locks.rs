@@ -274,11 +274,9 @@ impl Locks {
         let device = owned.waiting.attempt.accepted.event.device_id.to_string();
         let partitions = u32::try_from(self.lanes.len()).unwrap_or(1);
         let index = usize::try_from(partition_of(device.as_bytes(), partitions)).unwrap_or(0);
-        let refused = match self.lanes.get(index).map(|lane| lane.try_send(owned)) {
-            Some(Ok(())) | None => return,
-            Some(Err(mpsc::error::TrySendError::Full(owned))) => owned,
-            Some(Err(mpsc::error::TrySendError::Closed(owned))) => owned,
-        };
+        let Some(lane) = self.lanes.get(index) else { return };
+        let Err(refused) = lane.try_send(owned) else { return };
+        let refused = refused.into_inner();
         Change::release(&refused).queue(&self.settle, &self.metrics);
         refused.waiting.answer(Answer::Failed(Code::Overloaded));
     }

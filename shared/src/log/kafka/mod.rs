@@ -8,6 +8,7 @@
 //! | `consumer`, `member`, `inbox` | a member of a group: its owner's handle, its thread, what they share |
 //! | `reader` | reads and questions outside any group |
 //! | `record` | librdkafka's messages become records |
+//! | `damage` | for tests: what happens to topics behind the pipeline's back |
 //!
 //! librdkafka runs threads of its own and is polled from threads of ours; nothing here blocks the
 //! runtime. An absent broker is waited for everywhere except in a call that must answer, which then
@@ -27,6 +28,8 @@ use super::{
 
 mod client;
 mod consumer;
+#[cfg(feature = "testing")]
+pub mod damage;
 mod inbox;
 mod member;
 mod producer;

@@ -24,8 +24,8 @@ use crate::log::{Headers, Identity, LogError, NewRecord, Offset, Partition, Read
 pub(super) const META_TOPIC: &str = "metrics.meta";
 
 const IDENTITY_KEY: &[u8] = b"identity";
-const CREATION_TIMEOUT: Duration = Duration::from_secs(10);
-const CREATION_LOOK: Duration = Duration::from_millis(20);
+pub(super) const CREATION_TIMEOUT: Duration = Duration::from_secs(10);
+pub(super) const CREATION_LOOK: Duration = Duration::from_millis(20);
 
 #[derive(Serialize, Deserialize)]
 struct IdentityRecord {
@@ -103,7 +103,7 @@ fn missing(what: &str) -> LogError {
     LogError::Unusable(format!("{what} does not exist: run `pulsestream migrate`"))
 }
 
-async fn create_topics(config: &KafkaConfig, names: &Names) -> Result<(), LogError> {
+pub(super) async fn create_topics(config: &KafkaConfig, names: &Names) -> Result<(), LogError> {
     let admin = AdminClient::from_config_and_context(&client::settings(config), Quiet)
         .map_err(unavailable)?;
     let partitions = i32::try_from(config.partitions).unwrap_or(i32::MAX);
@@ -140,7 +140,7 @@ async fn create_topics(config: &KafkaConfig, names: &Names) -> Result<(), LogErr
 }
 
 /// A created topic is known to every broker only a moment later.
-async fn wait_for_topics(readers: &Readers, names: &Names) -> Result<(), LogError> {
+pub(super) async fn wait_for_topics(readers: &Readers, names: &Names) -> Result<(), LogError> {
     let deadline = Instant::now() + CREATION_TIMEOUT;
     for topic in [&names.raw, &names.dlq, &names.meta] {
         while !readers.topic(topic).await?.is_some_and(|state| state.led) {
