@@ -2,37 +2,25 @@
 
 use std::collections::BTreeMap;
 use std::net::TcpListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
 use pulsestream_shared::testing::wait_for;
 use tokio::process::{Child, Command};
-use tokio::sync::OnceCell;
 
 use crate::client::Client;
 
-/// The `pulsestream` binary, built for this run if need be.
+/// The product's binary, built beside this test or program.
 ///
 /// # Panics
-/// When it does not build.
-pub async fn binary() -> PathBuf {
-    static BUILT: OnceCell<PathBuf> = OnceCell::const_new();
-    BUILT.get_or_init(build).await.clone()
-}
-
-async fn build() -> PathBuf {
-    let release = !cfg!(debug_assertions);
-    let mut cargo = Command::new(env!("CARGO"));
-    cargo.args(["build", "--quiet", "--package", "pulsestream", "--bin", "pulsestream"]);
-    if release {
-        cargo.arg("--release");
-    }
-    let status = cargo.current_dir(env!("CARGO_MANIFEST_DIR")).status().await.expect("cargo runs");
-    assert!(status.success(), "the binary does not build");
-    let test = std::env::current_exe().expect("a path");
-    let folder = test.ancestors().nth(2).expect("target/PROFILE/deps/TEST");
-    folder.join("pulsestream")
+/// When it is not there.
+pub fn binary() -> PathBuf {
+    let own = std::env::current_exe().expect("a path");
+    // target/PROFILE/deps/TEST, or target/PROFILE/PROGRAM.
+    let beside = own.ancestors().skip(1).take(2).map(|dir| dir.join("pulsestream-under-test"));
+    let built = beside.into_iter().find(|path| path.exists());
+    built.expect("pulsestream-under-test is not built: cargo build -p pulsestream-e2e --bins")
 }
 
 /// A port nobody listens on now.
@@ -51,6 +39,8 @@ pub struct Process {
     role: String,
     port: u16,
     variables: BTreeMap<String, String>,
+    /// Where standard output and error go; `None`: nowhere, and to the test's own.
+    output: Option<PathBuf>,
     child: Child,
 }
 
@@ -60,15 +50,83 @@ impl Process {
     /// # Panics
     /// When it cannot be started at all.
     pub async fn start(role: &str, variables: &BTreeMap<String, String>) -> Self {
-        let port = free_port();
-        let child = spawn(role, port, variables).await;
+        Self::start_at(free_port(), role, variables, None).await
+    }
+
+    /// Like [`Process::start`]; what it prints is kept in files of that folder, by role.
+    ///
+    /// # Panics
+    /// When it cannot be started at all.
+    pub async fn start_logged(
+        role: &str,
+        variables: &BTreeMap<String, String>,
+        folder: &Path,
+    ) -> Self {
+        Self::start_at(free_port(), role, variables, Some(folder.join(role))).await
+    }
+
+    /// Like [`Process::start`], on a port of the caller's choice; what it prints is kept in files whose
+    /// names begin with `output`.
+    ///
+    /// # Panics
+    /// When it cannot be started at all.
+    pub async fn start_at(
+        port: u16,
+        role: &str,
+        variables: &BTreeMap<String, String>,
+        output: Option<PathBuf>,
+    ) -> Self {
+        let child = spawn(role, port, variables, output.as_deref()).await;
         Self {
             url: format!("http://127.0.0.1:{port}"),
             role: role.to_owned(),
             port,
             variables: variables.clone(),
+            output,
             child,
         }
+    }
+
+    /// What a logged process wrote to standard error so far.
+    ///
+    /// # Panics
+    /// When it is not logged.
+    pub fn stderr(&self) -> String {
+        self.printed("err")
+    }
+
+    /// What a logged process wrote to standard output so far.
+    ///
+    /// # Panics
+    /// When it is not logged.
+    pub fn stdout(&self) -> String {
+        self.printed("out")
+    }
+
+    fn printed(&self, which: &str) -> String {
+        let output = self.output.as_ref().expect("a logged process");
+        std::fs::read_to_string(output.with_extension(which)).expect("its output")
+    }
+
+    /// Waits for its end; its exit code, `None` when a signal ended it.
+    ///
+    /// # Panics
+    /// When it does not end in time.
+    pub async fn ended(&mut self) -> Option<i32> {
+        let ended = tokio::time::timeout(Duration::from_secs(40), self.child.wait()).await;
+        let late = || panic!("{} does not end by itself", self.role);
+        ended.unwrap_or_else(|_| late()).expect("a status").code()
+    }
+
+    /// Sends a signal by name, such as `TERM` or `STOP`.
+    ///
+    /// # Panics
+    /// When the system refuses.
+    pub async fn signal(&self, name: &str) {
+        let pid = self.child.id().expect("it runs").to_string();
+        let signal = format!("-{name}");
+        let sent = Command::new("kill").args([&signal, &pid]).status().await.expect("kill runs");
+        assert!(sent.success());
     }
 
     /// Waits until `/readyz` says so.
@@ -99,7 +157,7 @@ impl Process {
 
     /// Starts it again, same port, same settings.
     pub async fn restart(&mut self) {
-        self.child = spawn(&self.role, self.port, &self.variables).await;
+        self.child = spawn(&self.role, self.port, &self.variables, self.output.as_deref()).await;
     }
 
     /// SIGTERM, then its exit code.
@@ -107,16 +165,18 @@ impl Process {
     /// # Panics
     /// When it does not end in time.
     pub async fn terminate(&mut self) -> Option<i32> {
-        let pid = self.child.id().expect("it runs").to_string();
-        let sent = Command::new("kill").args(["-TERM", &pid]).status().await.expect("kill runs");
-        assert!(sent.success());
-        let ended = tokio::time::timeout(Duration::from_secs(40), self.child.wait()).await;
-        ended.expect("it ends in time").expect("a status").code()
+        self.signal("TERM").await;
+        self.ended().await
     }
 }
 
-async fn spawn(role: &str, port: u16, variables: &BTreeMap<String, String>) -> Child {
-    let mut command = Command::new(binary().await);
+async fn spawn(
+    role: &str,
+    port: u16,
+    variables: &BTreeMap<String, String>,
+    output: Option<&Path>,
+) -> Child {
+    let mut command = Command::new(binary());
     command
         .arg(role)
         .args(["--port", &port.to_string()])
@@ -126,5 +186,9 @@ async fn spawn(role: &str, port: u16, variables: &BTreeMap<String, String>) -> C
         .stdout(Stdio::null())
         .stderr(Stdio::inherit())
         .kill_on_drop(true);
+    if let Some(output) = output {
+        let file = |kind: &str| std::fs::File::create(output.with_extension(kind)).expect("a file");
+        command.stdout(file("out")).stderr(file("err"));
+    }
     command.spawn().expect("it starts")
 }

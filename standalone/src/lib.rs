@@ -1,16 +1,32 @@
-//! The whole pipeline in one process: gateway, consumer and broadcaster on one engine and one listener.
+//! The `pulsestream` binary: the whole pipeline in one process, each service alone, and the commands of
+//! an operator. A library, so that tests run the very same program.
+
+use std::process::ExitCode;
 
 use axum::Router;
+use clap::Parser as _;
 use pulsestream_shared::admin::Dependency;
 use pulsestream_shared::auth::Keyring;
+use pulsestream_shared::config;
 use pulsestream_shared::engine::OpenError;
+use pulsestream_shared::process::{EXIT_USAGE, block_on, complain};
 use pulsestream_shared::service::{Context, Role};
+use pulsestream_shared::telemetry;
+
+mod banner;
+mod cli;
+mod config_commands;
+mod healthcheck;
+mod keys;
+mod roles;
+
+use cli::{Cli, Command};
 
 /// How the all-in-one process names itself.
 pub const ROLE: Role =
     Role { name: "pulsestream", required: &[Dependency::Log, Dependency::Store] };
 
-/// Builds the three services.
+/// Builds gateway, consumer and broadcaster on one engine and one listener.
 ///
 /// # Errors
 /// [`OpenError`] when one of them cannot be built.
@@ -20,4 +36,41 @@ pub async fn build(context: Context) -> Result<Router, OpenError> {
     let broadcaster = pulsestream_broadcaster::build(context.clone(), keyring).await?;
     let consumer = pulsestream_consumer::build(context).await?;
     Ok(gateway.merge(broadcaster).merge(consumer))
+}
+
+/// The program: command line, configuration, logs, then what was asked for.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(asked) if !asked.use_stderr() => asked.exit(), // --help, --version
+        Err(error) => return complain(&error, EXIT_USAGE),
+    };
+    let command = cli.command.unwrap_or_default();
+    if let Command::Completions { shell } = command {
+        cli::completions(shell);
+        return ExitCode::SUCCESS;
+    }
+    let flags = cli.settings.flags();
+    let loaded = match config::load(cli.config.as_deref(), std::env::vars(), &flags) {
+        Ok(loaded) => loaded,
+        Err(faults) => return complain(&faults, EXIT_USAGE),
+    };
+    if let Err(error) = telemetry::start(&loaded.config.telemetry) {
+        return complain(&error, EXIT_USAGE);
+    }
+    let done = match command {
+        Command::Up => block_on(roles::up(loaded.config)),
+        Command::Gateway => block_on(roles::gateway(loaded.config)),
+        Command::Consumer => block_on(roles::consumer(loaded.config)),
+        Command::Broadcaster => block_on(roles::broadcaster(loaded.config)),
+        Command::Migrate => block_on(roles::migrate(loaded.config)),
+        Command::Keys(command) => block_on(keys::run(command, loaded.config)),
+        Command::Config(command) => config_commands::run(&command, &loaded),
+        Command::Healthcheck { url } => block_on(healthcheck::run(url, loaded.config)),
+        Command::Completions { .. } => Ok(()),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(reason) => complain(&reason, 1),
+    }
 }

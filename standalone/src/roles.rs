@@ -18,7 +18,7 @@ pub(crate) async fn up(config: Config) -> Result<(), String> {
     let port = config.server.port;
     let (told, address) = tokio::sync::oneshot::channel();
     let build = async |context: Context| {
-        let router = pulsestream::build(context.clone()).await?;
+        let router = crate::build(context.clone()).await?;
         let address = address.await.map_err(|_| OpenError("no listener".to_owned()))?;
         banner::print(&context, address).await?;
         Ok(router)
@@ -28,7 +28,7 @@ pub(crate) async fn up(config: Config) -> Result<(), String> {
             tracing::debug!("ended before it was built");
         }
     };
-    process::run(pulsestream::ROLE, config, port, build, tell).await
+    process::run(crate::ROLE, config, port, build, tell).await
 }
 
 pub(crate) async fn gateway(config: Config) -> Result<(), String> {
