@@ -2,7 +2,7 @@
 
 Dashboards: valid JSON, a fixed uid, no data source but the dashboard's own variable, a unit and a
 description on every panel, `$__rate_interval` in every rate, expressions Prometheus can parse. Alerts: each runbook link leads to a
-heading of docs/operations.md. Both: every metric they ask for is in the list below, so that a renamed
+heading of docs/operations.md. Both: every metric they ask for is registered in the code, so that a renamed
 metric cannot leave an empty panel or a dead alert behind.
 """
 
@@ -15,17 +15,16 @@ import tempfile
 
 import yaml
 
+ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+# Every metric is registered by one of these calls of shared/src/metrics.rs, with a literal name.
+REGISTERED = re.compile(r"\b(?:counters?|gauges?|seconds|histograms?)\(\s*\"([a-z_]+)\"")
 METRICS = {
-    "http_requests_total", "http_request_duration_seconds", "http_requests_in_flight",
-    "ingest_events_total", "idempotency_total", "append_duration_seconds", "append_group_records",
-    "append_errors_total", "key_lookups_total", "dependency_up", "consumer_records_total",
-    "consumer_read_records_total", "consumer_batch_records", "consumer_write_duration_seconds",
-    "consumer_retries_total", "consumer_fenced_total", "consumer_assigned_partitions",
-    "consumer_lag_records", "consumer_lag_seconds", "dead_letters_total", "log_lost_records_total",
-    "freshness_seconds", "live_connections", "live_closes_total", "live_deliveries_total",
-    "live_dropped_total", "relay_batches_total", "relay_lag_records", "hub_repairs_total",
-    "hub_repeats_total", "build_info",
+    name
+    for member in ("shared", "gateway", "consumer", "broadcaster")
+    for source in (ROOT / member / "src").rglob("*.rs")
+    for name in REGISTERED.findall(source.read_text())
 }
+
 # What a dashboard may name as its data source; the last two are Grafana's own.
 DATA_SOURCES = {"${datasource}", "-- Grafana --", "grafana"}
 
