@@ -7,6 +7,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use pulsestream_shared::testing::wait_for;
+use rand::RngExt as _;
 use tokio::process::{Child, Command};
 
 use crate::client::Client;
@@ -23,13 +24,15 @@ pub fn binary() -> PathBuf {
     built.expect("pulsestream-under-test is not built: cargo build -p pulsestream-e2e --bins")
 }
 
-/// A port nobody listens on now.
+/// A port nobody listens on now. Below the range the system takes for outgoing connections: a client
+/// that tries a killed process's port from there could meet itself, and hold the port.
 ///
 /// # Panics
 /// When the machine has none.
 pub fn free_port() -> u16 {
-    let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
-    listener.local_addr().expect("an address").port()
+    let mut ports = (0..1_000).map(|_| rand::rng().random_range(12_000..20_000));
+    let free = ports.find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok());
+    free.expect("a free port")
 }
 
 /// One process of the product; killed when dropped.
@@ -106,6 +109,11 @@ impl Process {
     fn printed(&self, which: &str) -> String {
         let output = self.output.as_ref().expect("a logged process");
         std::fs::read_to_string(output.with_extension(which)).expect("its output")
+    }
+
+    /// Which service it is, as on the command line.
+    pub fn role(&self) -> &str {
+        &self.role
     }
 
     /// Waits for its end; its exit code, `None` when a signal ended it.
@@ -187,7 +195,11 @@ async fn spawn(
         .stderr(Stdio::inherit())
         .kill_on_drop(true);
     if let Some(output) = output {
-        let file = |kind: &str| std::fs::File::create(output.with_extension(kind)).expect("a file");
+        // Appended to: what a killed process wrote is still wanted when it runs again.
+        let file = |kind: &str| {
+            let path = output.with_extension(kind);
+            std::fs::File::options().create(true).append(true).open(path).expect("a file")
+        };
         command.stdout(file("out")).stderr(file("err"));
     }
     command.spawn().expect("it starts")
