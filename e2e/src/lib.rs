@@ -6,6 +6,8 @@
 pub mod client;
 pub mod harness;
 pub mod process;
+pub mod runs;
+pub mod verify;
 
 /// Runs each journey, a function of the [`harness::Engines`], on both engine sets, as a test of its own.
 #[macro_export]

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use pulsestream_shared::testing::wait_for;
@@ -24,13 +26,19 @@ pub fn binary() -> PathBuf {
     built.expect("pulsestream-under-test is not built: cargo build -p pulsestream-e2e --bins")
 }
 
-/// A port nobody listens on now. Below the range the system takes for outgoing connections: a client
-/// that tries a killed process's port from there could meet itself, and hold the port.
+/// A port nobody listens on now, and which no other caller in this process was given lately. Below the
+/// range the system takes for outgoing connections: a client that tries a killed process's port from
+/// there could meet itself, and hold the port.
 ///
 /// # Panics
 /// When the machine has none.
 pub fn free_port() -> u16 {
-    let mut ports = (0..1_000).map(|_| rand::rng().random_range(12_000..20_000));
+    const PORTS: std::ops::Range<u16> = 12_000..20_000;
+    static NEXT: LazyLock<AtomicU16> =
+        LazyLock::new(|| AtomicU16::new(rand::rng().random_range(PORTS)));
+    let next =
+        || PORTS.start + NEXT.fetch_add(1, Ordering::Relaxed) % PORTS.end.abs_diff(PORTS.start);
+    let mut ports = PORTS.map(|_| next());
     let free = ports.find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok());
     free.expect("a free port")
 }
