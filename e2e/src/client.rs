@@ -130,6 +130,18 @@ async fn answer(request: reqwest::RequestBuilder) -> reqwest::Result<Answer> {
     Ok(Answer { status, headers, body: serde_json::from_str(&text).unwrap_or_default() })
 }
 
+/// The status of a server that refused a socket.
+///
+/// # Panics
+/// When it did not refuse, or did not answer at all.
+#[track_caller]
+pub fn refusal(connected: Result<Dashboard, WsError>) -> u16 {
+    match connected.map(drop) {
+        Err(WsError::Http(answer)) => answer.status().as_u16(),
+        other => panic!("expected a refusal, got {other:?}"),
+    }
+}
+
 /// A dashboard's socket.
 pub struct Dashboard(WebSocketStream<MaybeTlsStream<TcpStream>>);
 
@@ -156,6 +168,18 @@ impl Dashboard {
             Message::Text(text) => serde_json::from_str(&text).expect("an event's JSON"),
             other => panic!("expected an event, got {other:?}"),
         }
+    }
+
+    /// The next `count` events.
+    ///
+    /// # Panics
+    /// When they do not come in time, or the socket ends.
+    pub async fn take(&mut self, count: usize) -> Vec<Value> {
+        let mut events = Vec::with_capacity(count);
+        while events.len() < count {
+            events.push(self.next().await);
+        }
+        events
     }
 
     /// The close code the server sends, after any number of events.

@@ -13,11 +13,16 @@ use pulsestream_shared::engine::{self, Engine};
 use pulsestream_shared::service::{self, Context, Role, RunError};
 use pulsestream_shared::shutdown::Shutdown;
 use pulsestream_shared::store::postgres::inspect::ScratchDatabase;
+use pulsestream_shared::store::postgres::{PostgresConfig, PostgresStore};
+use pulsestream_shared::store::sqlite::{SqliteConfig, SqliteStore};
 use pulsestream_shared::store::{NewKey, Scope};
+use pulsestream_shared::testing::faults::{FaultCache, FaultLog, Faults};
 use pulsestream_shared::testing::services;
+use pulsestream_shared::testing::store::Inspect;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
+use tokio_util::sync::DropGuard;
 use uuid::Uuid;
 
 use crate::client::Client;
@@ -36,12 +41,13 @@ pub struct Harness {
     engines: Engines,
     devices: usize,
     variables: BTreeMap<String, String>,
+    faults: Option<Faults>,
 }
 
 impl Harness {
     /// On the embedded engines, or on the servers.
     pub fn new(engines: Engines) -> Self {
-        Self { engines, devices: 1, variables: BTreeMap::new() }
+        Self { engines, devices: 1, variables: BTreeMap::new(), faults: None }
     }
 
     /// How many devices [`Pipeline::devices`] names.
@@ -58,12 +64,20 @@ impl Harness {
         self
     }
 
+    /// Puts log and cache of every service under this script.
+    #[must_use]
+    pub fn faults(mut self, faults: &Faults) -> Self {
+        self.faults = Some(faults.clone());
+        self
+    }
+
     /// Starts it and waits until it is ready.
     ///
     /// # Panics
     /// When it does not start: a test goes no further.
     pub async fn start(self) -> Pipeline {
-        let home = Home::new(self.engines, self.variables).await;
+        let mut home = Home::new(self.engines, self.variables).await;
+        home.faults = self.faults;
         let mut pipeline = Pipeline {
             services: Vec::new(),
             devices: (0..self.devices).map(|_| Uuid::new_v4()).collect(),
@@ -84,6 +98,8 @@ pub struct Home {
     pub variables: BTreeMap<String, String>,
     /// The database, for tests that look into it.
     pub database: Option<ScratchDatabase>,
+    /// The script that log and cache of services started from now on are under.
+    pub faults: Option<Faults>,
     _folder: tempfile::TempDir,
 }
 
@@ -109,7 +125,7 @@ impl Home {
             default("PULSESTREAM__LOG__PARTITIONS", "4".to_owned());
             database = Some(scratch);
         }
-        let home = Self { engines, variables, _folder: folder, database };
+        let home = Self { engines, variables, _folder: folder, database, faults: None };
         if engines == Engines::Servers {
             let readiness = pulsestream_shared::admin::Readiness::new(&Registry::new(), &[]);
             engine::migrate(&home.config(), &readiness).await.expect("migrated");
@@ -141,6 +157,19 @@ impl Home {
     /// # Panics
     /// When the store refuses.
     pub async fn make_key(&self, client: &str) -> String {
+        self.make_key_with(client, &[Scope::EventsWrite, Scope::EventsRead], None).await
+    }
+
+    /// Makes an API key of a client with these scopes and that end, unix milliseconds.
+    ///
+    /// # Panics
+    /// When the store refuses.
+    pub async fn make_key_with(
+        &self,
+        client: &str,
+        scopes: &[Scope],
+        expires_at_ms: Option<i64>,
+    ) -> String {
         let config = self.config();
         let stores = engine::open_store(&config).await.expect("store");
         let pepper = Pepper::load(&config.keys, stores.keys.as_ref()).await.expect("pepper");
@@ -149,14 +178,31 @@ impl Home {
             hash: pepper.hash(&key),
             prefix: key.chars().take(20).collect(),
             client_name: client.to_owned(),
-            scopes: vec![Scope::EventsWrite, Scope::EventsRead],
+            scopes: scopes.to_vec(),
             rate: None,
             burst: None,
             created_at_ms: clock::unix_ms(),
-            expires_at_ms: None,
+            expires_at_ms,
         };
         stores.keys.create(new).await.expect("key");
         key
+    }
+
+    /// Looks into the tables beside the running services.
+    ///
+    /// # Panics
+    /// When there is no database yet.
+    pub async fn tables(&self) -> Box<dyn Inspect> {
+        match &self.database {
+            Some(database) => {
+                let config = PostgresConfig::new(database.url.clone());
+                Box::new(PostgresStore::open(config).await.expect("a store"))
+            }
+            None => {
+                let path = self.config().embedded.data_dir.join("store.db");
+                Box::new(SqliteStore::open(SqliteConfig::new(path)).await.expect("a store"))
+            }
+        }
     }
 }
 
@@ -170,6 +216,8 @@ pub struct Running {
     pub registry: Registry,
     shutdown: Shutdown,
     task: JoinHandle<Result<(), RunError>>,
+    /// A test that panics drops this, and then the service ends: the runtime would wait for it for ever.
+    _end: DropGuard,
 }
 
 impl Running {
@@ -177,9 +225,16 @@ impl Running {
     ///
     /// # Panics
     /// When it ends with an error.
-    pub async fn stop(self) {
+    pub async fn stop(mut self) {
         self.shutdown.drain.cancel();
-        self.task.await.expect("no panic").expect("a clean end");
+        (&mut self.task).await.expect("no panic").expect("a clean end");
+    }
+}
+
+/// A test that fails leaves no service behind, on whose thread the runtime would wait for ever.
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.shutdown.drain.cancel();
     }
 }
 
@@ -278,7 +333,13 @@ where
     let url = format!("http://{}", listener.local_addr().expect("an address"));
     let (registry, shutdown) = (Registry::new(), Shutdown::default());
     let (built, engine) = oneshot::channel();
-    let build = async move |context: Context| {
+    let faults = home.faults.clone();
+    let build = async move |mut context: Context| {
+        if let Some(faults) = faults {
+            let engine = &mut context.engine;
+            engine.log = Arc::new(FaultLog::new(engine.log.clone(), faults.clone()));
+            engine.cache = Arc::new(FaultCache::new(engine.cache.clone(), faults));
+        }
         let engine = context.engine.clone();
         let router = build(context).await?;
         drop(built.send(engine));
@@ -293,7 +354,10 @@ where
         move || runtime.block_on(service::run(role, listener, config, registry, shutdown, build))
     });
     match engine.await {
-        Ok(engine) => Running { url, engine, registry, shutdown, task },
+        Ok(engine) => {
+            let _end = shutdown.drain.clone().drop_guard();
+            Running { url, engine, registry, shutdown, task, _end }
+        }
         Err(_) => panic!("{} did not start: {:?}", role.name, task.await),
     }
 }

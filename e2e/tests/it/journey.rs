@@ -2,27 +2,10 @@
 
 use pulsestream_e2e::client::{Dashboard, PATIENCE};
 use pulsestream_e2e::harness::{Engines, Harness};
+use pulsestream_e2e::on_both;
 use pulsestream_shared::event::EventId;
 use pulsestream_shared::log::STORE_GROUP;
 use pulsestream_shared::testing::wait_for;
-
-/// Runs each journey on both engine sets, as a test of its own.
-macro_rules! on_both {
-    ($($journey:ident),* $(,)?) => {
-        mod embedded {
-            $(#[tokio::test(flavor = "multi_thread")]
-            async fn $journey() {
-                super::$journey(super::Engines::Embedded).await;
-            })*
-        }
-        mod servers {
-            $(#[tokio::test(flavor = "multi_thread")]
-            async fn $journey() {
-                super::$journey(super::Engines::Servers).await;
-            })*
-        }
-    };
-}
 
 on_both!(one_event_goes_all_the_way);
 

@@ -1,0 +1,84 @@
+//! HTTP by hand, for requests that no client library would send.
+
+use std::time::Duration;
+
+use pulsestream_e2e::client::PATIENCE;
+use serde_json::Value;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+/// One connection to a server.
+pub(crate) struct Raw(TcpStream);
+
+/// What the server sent until it closed, or until its body was whole.
+#[derive(Debug)]
+pub(crate) struct Heard {
+    pub(crate) status: u16,
+    pub(crate) head: String,
+    pub(crate) body: Value,
+}
+
+impl Heard {
+    /// A header's value, empty when absent.
+    pub(crate) fn header(&self, name: &str) -> String {
+        let lines = self.head.lines().filter_map(|line| line.split_once(':'));
+        let mut values = lines.filter(|(found, _)| found.eq_ignore_ascii_case(name));
+        values.next().map(|(_, value)| value.trim().to_owned()).unwrap_or_default()
+    }
+}
+
+/// The head of a POST of an event; the caller ends it with an empty line.
+pub(crate) fn head(key: &str, id: impl std::fmt::Display, length: usize) -> String {
+    format!(
+        "POST /v1/events HTTP/1.1\r\nhost: test\r\nx-api-key: {key}\r\nidempotency-key: {id}\r\n\
+         content-type: application/json\r\ncontent-length: {length}\r\n"
+    )
+}
+
+impl Raw {
+    pub(crate) async fn connect(url: &str) -> Self {
+        let address = url.trim_start_matches("http://");
+        Self(TcpStream::connect(address).await.expect("connected"))
+    }
+
+    pub(crate) async fn send(&mut self, bytes: impl AsRef<[u8]>) {
+        self.0.write_all(bytes.as_ref()).await.expect("sent");
+    }
+
+    /// Reads one whole answer.
+    pub(crate) async fn answer(&mut self) -> Heard {
+        let mut bytes = Vec::new();
+        loop {
+            if let Some(heard) = parse(&bytes) {
+                return heard;
+            }
+            let read = timeout(PATIENCE, self.0.read_buf(&mut bytes)).await;
+            let count = read.expect("an answer in time").expect("an open connection");
+            assert!(count > 0, "closed after {:?}", String::from_utf8_lossy(&bytes));
+        }
+    }
+
+    /// Waits until the server closes; fails when it sends anything or takes longer than `most`.
+    pub(crate) async fn closed_within(&mut self, most: Duration) {
+        let mut bytes = Vec::new();
+        match timeout(most, self.0.read_to_end(&mut bytes)).await {
+            Ok(Ok(_)) => assert!(bytes.is_empty(), "{:?}", String::from_utf8_lossy(&bytes)),
+            Ok(Err(reset)) => assert_eq!(reset.kind(), std::io::ErrorKind::ConnectionReset),
+            Err(_) => panic!("still open after {most:?}"),
+        }
+    }
+}
+
+fn parse(bytes: &[u8]) -> Option<Heard> {
+    let text = String::from_utf8_lossy(bytes);
+    let (head, body) = text.split_once("\r\n\r\n")?;
+    let status = head.split(' ').nth(1)?.parse().ok()?;
+    let mut heard = Heard { status, head: head.to_owned(), body: Value::Null };
+    let length: usize = heard.header("content-length").parse().unwrap_or(0);
+    if body.len() < length {
+        return None;
+    }
+    heard.body = serde_json::from_str(body).unwrap_or_default();
+    Some(heard)
+}
