@@ -22,7 +22,6 @@ use pulsestream_shared::testing::store::Inspect;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
-use tokio_util::sync::DropGuard;
 use uuid::Uuid;
 
 use crate::client::Client;
@@ -216,8 +215,6 @@ pub struct Running {
     pub registry: Registry,
     shutdown: Shutdown,
     task: JoinHandle<Result<(), RunError>>,
-    /// A test that panics drops this, and then the service ends: the runtime would wait for it for ever.
-    _end: DropGuard,
 }
 
 impl Running {
@@ -354,10 +351,7 @@ where
         move || runtime.block_on(service::run(role, listener, config, registry, shutdown, build))
     });
     match engine.await {
-        Ok(engine) => {
-            let _end = shutdown.drain.clone().drop_guard();
-            Running { url, engine, registry, shutdown, task, _end }
-        }
+        Ok(engine) => Running { url, engine, registry, shutdown, task },
         Err(_) => panic!("{} did not start: {:?}", role.name, task.await),
     }
 }
