@@ -1,6 +1,6 @@
 //! Who is calling: API keys looked up in process, then in the cache, then in the store.
 //!
-//! A valid key is used for `keys.process_ttl` (± 20 %) without asking again, an unknown one is
+//! A valid key is used for at most `keys.process_ttl` after it was read from the store, an unknown one is
 //! remembered for `keys.negative_ttl` in a table of its own, so that random keys cannot push good ones
 //! out. Requests that miss together cause one lookup. While neither cache nor store answers, a key that
 //! was valid goes on for [`STALE`].
@@ -69,6 +69,14 @@ struct Known {
     read_at_ms: i64,
 }
 
+impl Known {
+    /// Time since the store was read; nothing for a clock that went back.
+    fn age(&self) -> Duration {
+        let age_ms = clock::unix_ms().saturating_sub(self.read_at_ms);
+        Duration::from_millis(u64::try_from(age_ms).unwrap_or(0))
+    }
+}
+
 /// Looks up and remembers API keys.
 pub struct Keyring {
     pepper: Pepper,
@@ -91,18 +99,20 @@ enum Miss {
     Unavailable(String),
 }
 
-/// ± 20 %, so that keys read together are not asked for together.
+/// Random, so that keys read together are not asked for together.
 struct Jittered(Duration);
 
 impl Expiry<KeyHash, Arc<Known>> for Jittered {
     fn expire_after_create(
         &self,
         _: &KeyHash,
-        _: &Arc<Known>,
+        known: &Arc<Known>,
         _: std::time::Instant,
     ) -> Option<Duration> {
-        // The longest stays below the configured bound: it is a promise about revocation.
-        Some(self.0.mul_f64(rand::rng().random_range(0.6..1.0)))
+        // The bound is a promise about revocation: never exceeded, and counted from the read of the
+        // store, in whatever tier the key was found.
+        let life = self.0.mul_f64(rand::rng().random_range(0.6..1.0));
+        Some(life.saturating_sub(known.age()))
     }
 }
 
@@ -215,10 +225,7 @@ impl Keyring {
             }
         };
         let known: Known = serde_json::from_slice(&entry).ok()?;
-        let age_ms = clock::unix_ms().saturating_sub(known.read_at_ms);
-        // A tier filled from a tier must not double the age.
-        let fresh = u64::try_from(age_ms)
-            .is_ok_and(|age| u128::from(age) < self.config.process_ttl.as_millis());
+        let fresh = known.age() < self.config.process_ttl;
         self.count("cache", if fresh { "hit" } else { "miss" });
         fresh.then(|| Arc::new(known))
     }
