@@ -184,21 +184,22 @@ impl Hub {
     }
 
     fn take(&mut self, range: Range) {
-        let Some(partition) = self.partition_mut(range.partition) else { return };
+        let number = range.partition;
+        let Some(partition) = self.partition_mut(number) else { return };
         match partition.chain.offer(range, clock::unix_ms()) {
             Step::Drop => {}
             Step::Hole => partition.hole = true,
             Step::Deliver { events, repeats } => {
                 self.metrics.repeats.inc_by(repeats as u64);
                 for event in events {
-                    self.deliver(&event);
+                    self.deliver(number, &event);
                 }
             }
         }
     }
 
-    fn deliver(&self, event: &crate::range::LiveEvent) {
-        let delivered = self.registry.deliver(event);
+    fn deliver(&self, partition: Partition, event: &crate::range::LiveEvent) {
+        let delivered = self.registry.deliver(partition, event);
         if delivered.queued > 0 {
             self.metrics.deliveries.inc_by(delivered.queued);
             #[expect(clippy::cast_precision_loss, reason = "a histogram of seconds")]

@@ -14,6 +14,7 @@ use pulsestream_shared::engine::OpenError;
 use pulsestream_shared::service::{Context, Role};
 
 mod chain;
+mod ends;
 mod filter;
 mod hub;
 mod metrics;
@@ -43,9 +44,14 @@ pub async fn build(context: Context, keyring: Arc<Keyring>) -> Result<Router, Op
     let drain = context.shutdown.drain.clone();
     context.spawn_until("relay", drain.clone(), relay.run(drain));
 
+    let (ends, reader) = ends::Ends::of(context.engine.log.clone());
+    let reading = async move { stop.run_until_cancelled(reader.run()).await.unwrap_or_default() };
+    context.spawn("log ends", reading);
+
     let stream = stream::Stream {
         keyring,
         registry,
+        ends,
         metrics,
         config: context.config.live.clone(),
         dev: context.config.server.dev,

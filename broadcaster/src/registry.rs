@@ -6,9 +6,11 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use axum::extract::ws::Utf8Bytes;
 use pulsestream_shared::event::ClientId;
+use pulsestream_shared::log::Partition;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use crate::ends::Floor;
 use crate::filter::{Audience, Filter};
 use crate::range::LiveEvent;
 
@@ -18,6 +20,8 @@ pub(crate) const QUEUE_FRAMES: usize = 4_096;
 /// One subscriber as the hub sees it.
 pub(crate) struct Subscriber {
     filter: Filter,
+    /// Nothing below is shown: it was logged before the subscriber came.
+    from: Floor,
     frames: mpsc::Sender<Utf8Bytes>,
     /// Bytes handed over and not yet written to the socket.
     queued: Arc<AtomicUsize>,
@@ -35,18 +39,19 @@ pub(crate) struct Inbox {
 }
 
 impl Subscriber {
-    pub(crate) fn new(filter: Filter, queue_bytes: usize) -> (Self, Inbox) {
+    pub(crate) fn new(filter: Filter, from: Floor, queue_bytes: usize) -> (Self, Inbox) {
         let (sender, frames) = mpsc::channel(QUEUE_FRAMES);
         let queued = Arc::new(AtomicUsize::new(0));
         let missed = CancellationToken::new();
         let inbox = Inbox { frames, queued: queued.clone(), missed: missed.clone() };
-        (Self { filter, frames: sender, queued, queue_bytes, missed }, inbox)
+        (Self { filter, from, frames: sender, queued, queue_bytes, missed }, inbox)
     }
 
     /// Queues the frame if it is wanted and there is room; a full queue marks the subscriber, which
     /// then gets nothing more.
-    fn offer(&self, event: &LiveEvent, frame: &Utf8Bytes) -> Offered {
-        if self.missed.is_cancelled() || !self.filter.wants(event) {
+    fn offer(&self, partition: Partition, event: &LiveEvent, frame: &Utf8Bytes) -> Offered {
+        if self.missed.is_cancelled() || self.is_past(partition, event) || !self.filter.wants(event)
+        {
             return Offered::Unwanted;
         }
         let size = frame.len();
@@ -56,6 +61,11 @@ impl Subscriber {
         }
         self.missed.cancel();
         Offered::Missed
+    }
+
+    fn is_past(&self, partition: Partition, event: &LiveEvent) -> bool {
+        let from = usize::try_from(partition).ok().and_then(|index| self.from.get(index));
+        from.is_some_and(|from| event.offset < *from)
     }
 }
 
@@ -92,7 +102,7 @@ pub(crate) struct Registration {
 }
 
 impl Registry {
-    /// Adds a subscriber; it gets every event delivered from now on.
+    /// Adds a subscriber; it gets every event delivered from now on that is not below its floor.
     pub(crate) fn add(self: &Arc<Self>, subscriber: Subscriber) -> Registration {
         let mut subscribers = self.0.write().unwrap_or_else(PoisonError::into_inner);
         let id = subscribers.next_id;
@@ -110,7 +120,7 @@ impl Registry {
     }
 
     /// Hands an event to everybody who wants it. Never waits.
-    pub(crate) fn deliver(&self, event: &LiveEvent) -> Delivered {
+    pub(crate) fn deliver(&self, partition: Partition, event: &LiveEvent) -> Delivered {
         let subscribers = self.0.read().unwrap_or_else(PoisonError::into_inner);
         let own = subscribers.by_client.get(&event.client);
         let mut interested = own
@@ -125,7 +135,7 @@ impl Registry {
         // One frame shared by all: cloning it counts a reference.
         let Ok(frame) = Utf8Bytes::try_from(event.json.clone()) else { return delivered };
         for subscriber in interested {
-            match subscriber.offer(event, &frame) {
+            match subscriber.offer(partition, event, &frame) {
                 Offered::Queued => delivered.queued += 1,
                 Offered::Missed => delivered.missed += 1,
                 Offered::Unwanted => {}
@@ -168,7 +178,7 @@ mod tests {
 
     fn subscribe(registry: &Arc<Registry>, client: i32, bytes: usize) -> (Registration, Inbox) {
         let filter = Filter::parse(Audience::Client(ClientId(client)), "").unwrap();
-        let (subscriber, inbox) = Subscriber::new(filter, bytes);
+        let (subscriber, inbox) = Subscriber::new(filter, Floor::default(), bytes);
         (registry.add(subscriber), inbox)
     }
 
@@ -177,7 +187,7 @@ mod tests {
         let registry = Arc::new(Registry::default());
         let (_mine, mut mine) = subscribe(&registry, 7, 1_000);
         let (_other, mut other) = subscribe(&registry, 8, 1_000);
-        assert_eq!(registry.deliver(&event(1, 1)), Delivered { queued: 1, missed: 0 });
+        assert_eq!(registry.deliver(0, &event(1, 1)), Delivered { queued: 1, missed: 0 });
         assert!(mine.frames.try_recv().is_ok());
         assert!(other.frames.try_recv().is_err());
     }
@@ -187,10 +197,23 @@ mod tests {
         let registry = Arc::new(Registry::default());
         let (_slow, slow) = subscribe(&registry, 7, 15);
         let (_quick, quick) = subscribe(&registry, 7, 1_000);
-        registry.deliver(&event(1, 1));
-        assert_eq!(registry.deliver(&event(2, 2)), Delivered { queued: 1, missed: 1 });
+        registry.deliver(0, &event(1, 1));
+        assert_eq!(registry.deliver(0, &event(2, 2)), Delivered { queued: 1, missed: 1 });
         assert!(slow.missed.is_cancelled() && !quick.missed.is_cancelled());
-        assert_eq!(registry.deliver(&event(3, 3)), Delivered { queued: 1, missed: 0 });
+        assert_eq!(registry.deliver(0, &event(3, 3)), Delivered { queued: 1, missed: 0 });
+    }
+
+    #[test]
+    fn what_was_logged_before_a_subscriber_came_is_not_shown_to_it() {
+        let registry = Arc::new(Registry::default());
+        let filter = Filter::parse(Audience::Client(ClientId(7)), "").unwrap();
+        let (subscriber, mut inbox) = Subscriber::new(filter, Floor::from([0, 5]), 1_000);
+        let _registration = registry.add(subscriber);
+        for (partition, offset, shown) in [(1, 4, 0), (1, 5, 1), (0, 4, 1), (2, 0, 1)] {
+            let delivered = registry.deliver(partition, &event(offset, 1));
+            assert_eq!(delivered, Delivered { queued: shown, missed: 0 }, "{partition} {offset}");
+        }
+        assert_eq!(std::iter::from_fn(|| inbox.frames.try_recv().ok()).count(), 3);
     }
 
     #[test]
@@ -198,7 +221,7 @@ mod tests {
         let registry = Arc::new(Registry::default());
         let (registration, _inbox) = subscribe(&registry, 7, 1_000);
         drop(registration);
-        assert_eq!(registry.deliver(&event(1, 1)), Delivered::default());
+        assert_eq!(registry.deliver(0, &event(1, 1)), Delivered::default());
         assert!(registry.0.read().unwrap().by_client.is_empty());
     }
 }

@@ -13,6 +13,7 @@ use pulsestream_shared::store::Scope;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::ends::{Ends, Floor};
 use crate::filter::{Audience, Filter};
 use crate::metrics::LiveMetrics;
 use crate::registry::{Registry, Subscriber};
@@ -27,6 +28,7 @@ const MAX_MESSAGE_BYTES: usize = 16 * 1_024;
 pub(crate) struct Stream {
     pub(crate) keyring: Arc<Keyring>,
     pub(crate) registry: Arc<Registry>,
+    pub(crate) ends: Ends,
     pub(crate) metrics: Arc<LiveMetrics>,
     pub(crate) config: config::Live,
     pub(crate) dev: bool,
@@ -43,7 +45,7 @@ pub(crate) async fn open(
     match stream.admit(&headers, query.as_deref().unwrap_or_default()).await {
         Err(problem) => problem.into_response(),
         Ok(filter) => match upgrade {
-            Ok(upgrade) => stream.start(filter, upgrade),
+            Ok(upgrade) => stream.start(filter, stream.ends.now().await, upgrade),
             Err(_) => Problem::from(Code::BadRequest)
                 .detail("this is a WebSocket: connect with a WebSocket client")
                 .into_response(),
@@ -63,9 +65,9 @@ impl Stream {
         Filter::parse(audience, query)
     }
 
-    fn start(&self, filter: Filter, upgrade: WebSocketUpgrade) -> Response {
+    fn start(&self, filter: Filter, from: Floor, upgrade: WebSocketUpgrade) -> Response {
         // Subscribed before the handshake is answered: a client that has the answer misses nothing.
-        let (subscriber, inbox) = Subscriber::new(filter, self.config.queue_bytes);
+        let (subscriber, inbox) = Subscriber::new(filter, from, self.config.queue_bytes);
         let registration = self.registry.add(subscriber);
         let socket = Socket {
             inbox,

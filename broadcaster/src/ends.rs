@@ -1,0 +1,82 @@
+//! Where the log ends now, for those who connect: "from now" begins there.
+//!
+//! The hub may lie behind the log, another broadcaster before it. A socket that moved here from there
+//! and began at the hub's place would be shown once more what it has seen.
+//!
+//! One read serves everybody who asked before it began, so a thousand sockets that reconnect at once
+//! cost a few reads.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use pulsestream_shared::log::{EventLog, LogError, Offset, Topic};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
+
+/// Whoever waits longer begins at the hub's place: a log that does not answer holds up no handshake.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// Askers that wait for one read; more wait at the door.
+const WAITING: usize = 1_024;
+
+/// The next offset of every partition, by number; empty when not known.
+pub(crate) type Floor = Arc<[Offset]>;
+
+type Asker = oneshot::Sender<Floor>;
+
+/// Asks for the log's ends.
+pub(crate) struct Ends(mpsc::Sender<Asker>);
+
+/// Reads them.
+pub(crate) struct EndsReader {
+    log: Arc<dyn EventLog>,
+    askers: mpsc::Receiver<Asker>,
+}
+
+impl Ends {
+    /// The asking and the reading side.
+    pub(crate) fn of(log: Arc<dyn EventLog>) -> (Self, EndsReader) {
+        let (sender, askers) = mpsc::channel(WAITING);
+        (Self(sender), EndsReader { log, askers })
+    }
+
+    /// The log's ends as they are after this call began: whatever anybody was shown before it lies below
+    /// them. Empty when the log does not tell in time.
+    pub(crate) async fn now(&self) -> Floor {
+        let (asker, answer) = oneshot::channel();
+        let ask = async {
+            self.0.send(asker).await.ok()?;
+            answer.await.ok()
+        };
+        match timeout(PATIENCE, ask).await {
+            Ok(Some(floor)) => floor,
+            Ok(None) | Err(_) => {
+                tracing::warn!(
+                    "the log does not tell its ends: a socket begins at the hub's place"
+                );
+                Floor::default()
+            }
+        }
+    }
+}
+
+impl EndsReader {
+    /// Runs until nobody can ask any more.
+    pub(crate) async fn run(mut self) {
+        let mut waiting: Vec<Asker> = Vec::new();
+        while self.askers.recv_many(&mut waiting, WAITING).await > 0 {
+            match self.read().await {
+                // An asker that lost patience is gone.
+                Ok(floor) => waiting.drain(..).for_each(|asker| drop(asker.send(floor.clone()))),
+                Err(error) => {
+                    tracing::warn!(%error, "the log's ends are not known");
+                    waiting.clear();
+                }
+            }
+        }
+    }
+
+    async fn read(&self) -> Result<Floor, LogError> {
+        let bounds = self.log.bounds(Topic::Raw).await?;
+        Ok(bounds.iter().map(|bounds| bounds.next).collect())
+    }
+}
