@@ -413,15 +413,16 @@ impl Reader {
                 ensure!(last >= next, "the log goes back");
                 next = last + 1;
                 for record in &records {
-                    let event = codec::decode(record)
-                        .map_err(|malformed| anyhow::anyhow!("{malformed:?}"))?
-                        .event;
+                    let accepted = codec::decode(record)
+                        .map_err(|malformed| anyhow::anyhow!("{malformed:?}"))?;
+                    let event = accepted.event;
                     all.push(Logged {
                         id: event.id.0,
                         device: event.device_id.0,
                         seq: event.value as i64,
                         partition,
                         logged_at_ms: record.logged_at_ms,
+                        unsure: accepted.unsure,
                     });
                 }
             }

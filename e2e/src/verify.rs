@@ -41,12 +41,15 @@ pub struct Logged {
     pub partition: i32,
     /// When the log took it, unix ms.
     pub logged_at_ms: i64,
+    /// Accepted while Redis did not answer in time: another gateway may have accepted it too.
+    pub unsure: bool,
 }
 
 /// What a run is held to beyond what holds always.
 #[derive(Debug, Clone, Copy)]
 pub struct Expect {
-    /// Nothing was killed: the log holds no event twice, and each socket saw every accepted event.
+    /// Nothing was killed: the log repeats no event, unless a gateway was told `later` or could not
+    /// ask Redis; and each socket saw every accepted event.
     pub undisturbed: bool,
     /// How many sockets were held.
     pub sockets: usize,
@@ -82,7 +85,8 @@ pub enum Rule {
     Altered,
     /// A dead letter: these runs send nothing that deserves one.
     Buried,
-    /// More than one record of one id in the log, though nothing was killed.
+    /// More than one record of one id in the log, though nothing was killed, none of them is unsure, and
+    /// the device had its answer at the first attempt.
     LoggedTwice,
     /// A device's rows by `pos` do not ascend in the order it sent them.
     StoreOrder,
@@ -122,6 +126,8 @@ pub struct Verdict {
     pub logged: u64,
     /// Records of an id that the log holds already.
     pub log_repeats: u64,
+    /// Records accepted while Redis did not answer in time.
+    pub log_unsure: u64,
     /// Events on all sockets.
     pub seen: u64,
     /// What was broken; empty when all is well.
@@ -166,7 +172,7 @@ pub fn verify(
         verdict.fault(Rule::Buried, 1, letter);
     }
     answers(&mut verdict, ledger);
-    let log = Log::of(&mut verdict, expect, logged);
+    let log = Log::of(&mut verdict, expect, ledger, logged);
     presence(&mut verdict, ledger, stored, &log);
     orders(&mut verdict, stored, &log);
     sockets(&mut verdict, expect, ledger, &log, received);
@@ -205,12 +211,18 @@ struct Log<'a> {
 }
 
 impl<'a> Log<'a> {
-    fn of(verdict: &mut Verdict, expect: Expect, logged: &'a [Logged]) -> Self {
+    fn of(verdict: &mut Verdict, expect: Expect, ledger: &[Entry], logged: &'a [Logged]) -> Self {
         let mut log = Self { partitions: BTreeMap::new(), places: HashMap::new() };
+        // Of these the log may hold a second copy.
+        let tried_again = ledger.iter().filter(|entry| entry.attempts > 1).map(|entry| entry.id);
+        let unsure = logged.iter().filter(|record| record.unsure).map(|record| record.id);
+        let repeatable: HashSet<Uuid> = tried_again.chain(unsure).collect();
         for record in logged {
+            verdict.log_unsure += u64::from(record.unsure);
             if log.places.contains_key(&record.id) {
                 verdict.log_repeats += 1;
-                verdict.fault(Rule::LoggedTwice, usize::from(expect.undisturbed), record.id);
+                let fault = expect.undisturbed && !repeatable.contains(&record.id);
+                verdict.fault(Rule::LoggedTwice, usize::from(fault), record.id);
                 continue;
             }
             let partition = log.partitions.entry(record.partition).or_default();

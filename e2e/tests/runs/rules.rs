@@ -58,7 +58,8 @@ impl Run {
                 let (id, name) = (id(device, seq), Uuid::from_u128(device));
                 run.stored.push(Stored { id, device: name, seq, pos: seq });
                 let partition = device as i32;
-                run.logged.push(Logged { id, device: name, seq, partition, logged_at_ms: time });
+                let (logged_at_ms, unsure) = (time, false);
+                run.logged.push(Logged { id, device: name, seq, partition, logged_at_ms, unsure });
                 for socket in 0..SOCKETS {
                     let at = time.unsigned_abs();
                     run.received.push(Received {
@@ -130,7 +131,8 @@ fn a_bad_event_that_is_stored_and_logged_is_foreign() {
     let bad = run.ledger[0].id;
     let device = Uuid::from_u128(0);
     run.stored.push(Stored { id: bad, device, seq: 9, pos: 9 });
-    run.logged.push(Logged { id: bad, device, seq: 9, partition: 0, logged_at_ms: 99 });
+    let record = Logged { id: bad, device, seq: 9, ..run.logged[0].clone() };
+    run.logged.push(Logged { logged_at_ms: 99, ..record });
     let told = run.broken();
     assert_eq!(told, [(Rule::StoredForeign, 1), (Rule::LoggedForeign, 1), (Rule::SocketHole, 2)]);
 }
@@ -186,12 +188,18 @@ fn a_dead_letter_is_a_fault() {
 }
 
 #[test]
-fn the_log_may_repeat_an_id_only_where_something_was_killed() {
+fn the_log_may_repeat_an_id_only_for_a_reason() {
     for mut run in [Run::clean(), Run::killed()] {
         run.logged.push(run.logged[0].clone());
         let told: &[_] = if run.expect.undisturbed { &[(Rule::LoggedTwice, 1)] } else { &[] };
         assert_eq!(run.broken(), told);
         assert_eq!(run.verdict().log_repeats, 1);
+        run.ledger[1].attempts = 2;
+        assert_eq!(run.broken(), []);
+        run.ledger[1].attempts = 1;
+        run.logged[0].unsure = true;
+        assert_eq!(run.broken(), []);
+        assert_eq!(run.verdict().log_unsure, 1);
     }
 }
 
