@@ -78,6 +78,27 @@ impl Places {
         }
     }
 
+    /// Looks whether places that were right once still are; makes a new epoch when one is not: the log was
+    /// cut while we read it, and grew again before we noticed.
+    pub(crate) async fn check(&self, known: &[Progress]) -> Result<(), PlaceError> {
+        let identity = self.identity.identity().await?;
+        let bounds = self.log.bounds(Topic::Raw).await?;
+        let findings = known.iter().map(async |place| {
+            let bounds = bounds_of(&bounds, place.partition)?;
+            self.judge(place, bounds, identity).await
+        });
+        let findings = futures_util::future::try_join_all(findings).await?;
+        if let Some((place, _)) = known.iter().zip(findings).find(|(_, it)| *it == Finding::Cut) {
+            tracing::error!(
+                partition = place.partition,
+                place = place.next,
+                "the log was cut while it was read: starting a new epoch"
+            );
+            self.identity.renew(identity.epoch).await?;
+        }
+        Ok(())
+    }
+
     /// `None` when the log was cut.
     async fn find_one(
         &self,

@@ -20,7 +20,6 @@ use pulsestream_shared::service::Context;
 use pulsestream_shared::store::{Progress, StoreError, Written};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
-use uuid::Uuid;
 
 use crate::batch::Batch;
 use crate::clients::Clients;
@@ -41,6 +40,8 @@ pub(crate) struct Reader {
     readiness: Readiness,
     /// Where each partition that is ours stands after the records gathered so far.
     standing: HashMap<Partition, Progress>,
+    /// Per partition an earlier place, to be found in the log again.
+    anchors: HashMap<Partition, Progress>,
     batch: Batch,
     /// When the batch at hand must be written, full or not.
     due: Option<Instant>,
@@ -72,6 +73,7 @@ impl Reader {
             metrics,
             readiness: context.readiness.clone(),
             standing: HashMap::new(),
+            anchors: HashMap::new(),
             batch: Batch::default(),
             due: None,
         })
@@ -126,6 +128,7 @@ impl Reader {
                 tracing::info!(?partitions, "revoked");
                 for partition in partitions {
                     self.standing.remove(&partition);
+                    self.anchors.remove(&partition);
                     self.batch.remove(partition);
                 }
             }
@@ -201,6 +204,7 @@ impl Reader {
                 self.count(new, duplicates, &dead);
                 for end in self.batch.ends() {
                     self.consumer.commit(end.partition, end.next);
+                    self.anchors.entry(end.partition).or_insert(*end);
                 }
                 self.batch = Batch::default();
             }
@@ -252,6 +256,10 @@ impl Reader {
                 Ok(places) => {
                     for place in places {
                         self.standing.insert(place.partition, place);
+                        self.anchors.remove(&place.partition);
+                        if place.last_id.is_some() {
+                            self.anchors.insert(place.partition, place);
+                        }
                         self.consumer.seek(place.partition, place.next);
                     }
                     return Ok(());
@@ -269,9 +277,19 @@ impl Reader {
         }
     }
 
-    /// Somebody else may have found the log cut and written a new epoch.
+    /// The log may have been cut and have grown past our place while we read, which no read shows; or
+    /// somebody else found it cut and wrote a new epoch.
     async fn check_epoch(&mut self) -> Result<(), Stopped> {
-        let ours: Option<Uuid> = self.standing.values().map(|place| place.epoch).next();
+        let moved = self.anchors.values().filter(|anchor| {
+            self.standing.get(&anchor.partition).is_some_and(|place| place.next != anchor.next)
+        });
+        let moved: Vec<_> = moved.copied().collect();
+        if let Err(error) = self.places.check(&moved).await {
+            tracing::debug!(%error, "earlier places not looked at");
+            return Ok(());
+        }
+        let provable = self.standing.values().filter(|place| place.last_id.is_some());
+        self.anchors.extend(provable.map(|place| (place.partition, *place)));
         let Ok(identity) = self.engine.identity.identity().await else { return Ok(()) };
         if identity.partitions != self.engine.partitions {
             tracing::error!(
@@ -281,7 +299,8 @@ impl Reader {
             );
             return Err(Stopped);
         }
-        if ours.is_some_and(|ours| ours != identity.epoch) {
+        // Each by itself: one that was found out of range stands in the new epoch before the others.
+        if self.standing.values().any(|place| place.epoch != identity.epoch) {
             let partitions = self.ours();
             self.give_up_batch();
             self.go_to_places(&partitions).await?;

@@ -159,6 +159,11 @@ impl Engine {
             }
         };
         context.spawn("probe", probe);
+        let stop = context.shutdown.stop.clone();
+        let same_log = stop.clone().run_until_cancelled_owned(self.clone().until_another_log());
+        context.spawn("log identity", async move {
+            same_log.await;
+        });
         if let LogKind::Embedded(log) = self.kind.clone() {
             let (store, stop) = (self.store.clone(), context.shutdown.stop.clone());
             context.spawn("log retention", async move {
@@ -188,6 +193,31 @@ impl Engine {
         }
     }
 
+    /// Ends when the log turns out to be one this process cannot serve. Two looks in a row must say so: a
+    /// broker that just started may not know a topic yet.
+    async fn until_another_log(self) {
+        let mut before = false;
+        loop {
+            tokio::time::sleep(IDENTITY_INTERVAL).await;
+            let reason = match self.identity.identity().await {
+                Err(LogError::Unusable(reason)) => reason,
+                Ok(identity) if identity.partitions != self.partitions => format!(
+                    "the log has {} partitions where it had {} when this process started",
+                    identity.partitions, self.partitions
+                ),
+                Ok(_) | Err(LogError::Unavailable(_)) => {
+                    before = false;
+                    continue;
+                }
+            };
+            if before {
+                tracing::error!(%reason, "another log than this process was started for");
+                return;
+            }
+            before = true;
+        }
+    }
+
     async fn probe(&self, readiness: &Readiness) {
         let log = async {
             let seen = self.log.bounds(Topic::Raw).await.map(drop);
@@ -206,6 +236,7 @@ impl Engine {
 }
 
 const CLOSE_WITHIN: Duration = Duration::from_secs(5);
+const IDENTITY_INTERVAL: Duration = Duration::from_secs(3);
 const RETENTION_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Removes from the embedded log what is old and stored.
@@ -242,7 +273,10 @@ pub async fn migrate(config: &Config, readiness: &Readiness) -> Result<(), OpenE
     waiting(Dependency::Store, readiness.clone(), || async {
         match store_url(config) {
             StoreUrl::Postgres(url) => postgres::migrate(&url).await?,
-            StoreUrl::Sqlite(path) => sqlite::migrate(&path).await?,
+            StoreUrl::Sqlite(path) => {
+                create_folder_of(&path).map_err(Attempt::Never)?;
+                sqlite::migrate(&path).await?;
+            }
         }
         Ok(())
     })

@@ -74,7 +74,8 @@ async fn a_topic_recreated_under_a_running_consumer_is_read_from_its_start() {
     let site = Site::new(Engines::Servers).await;
     let devices = devices(6);
     let mut expected = site.accept(&devices, 3).await;
-    let consumer = site.consumer().await;
+    let output = tempfile::tempdir().expect("a folder");
+    let mut consumer = Process::start_logged("consumer", &site.home.variables, output.path()).await;
     site.stored(expected.len()).await;
     damage::recreate_raw(&kafka_config(&site.home.config())).await.expect("recreated");
     // More than before, so that every old place lies inside the new topic.
@@ -82,7 +83,7 @@ async fn a_topic_recreated_under_a_running_consumer_is_read_from_its_start() {
     let log = Log::attach(&site.home).await;
     site.stored_exactly(&expected, &log).await;
     log.close().await;
-    consumer.stop().await;
+    assert_eq!(consumer.terminate().await, Some(0), "{}", consumer.stderr());
     site.remove().await;
 }
 
