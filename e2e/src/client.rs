@@ -123,6 +123,16 @@ impl Client {
     }
 }
 
+impl Client {
+    /// The text of a page, such as `/metrics`, without a key.
+    ///
+    /// # Errors
+    /// When there is no answer at all.
+    pub async fn get_text(&self, path: &str) -> reqwest::Result<String> {
+        self.http.get(format!("{}{path}", self.url)).send().await?.text().await
+    }
+}
+
 async fn answer(request: reqwest::RequestBuilder) -> reqwest::Result<Answer> {
     let response = request.send().await?;
     let (status, headers) = (response.status().as_u16(), response.headers().clone());

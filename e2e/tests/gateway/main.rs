@@ -1,5 +1,9 @@
 //! What a device and a dashboard may rely on: the HTTP contract, idempotency through crashes, the live
 //! stream, and Redis away.
 
+mod access;
 mod contract;
+mod crashes;
+mod idempotency;
 mod raw;
+mod refusals;
