@@ -4,4 +4,5 @@
 mod cut_log;
 mod fallen_out;
 mod first_place;
+mod poison;
 mod support;

@@ -8,7 +8,7 @@ use prometheus::Registry;
 use pulsestream_e2e::client::{Client, PATIENCE};
 use pulsestream_e2e::harness::{self, Engines, Home, Running};
 use pulsestream_shared::config::Config;
-use pulsestream_shared::event::EventId;
+use pulsestream_shared::event::{ClientId, EventId};
 use pulsestream_shared::log::embedded::{EmbeddedConfig, EmbeddedLog};
 use pulsestream_shared::log::kafka::{KafkaConfig, KafkaLog, damage};
 use pulsestream_shared::log::{
@@ -126,6 +126,11 @@ impl Site {
     pub(crate) async fn stored_ids(&self) -> Vec<EventId> {
         let events = self.tables.stored_events().await.expect("events");
         sorted(&events.iter().map(|event| event.id).collect::<Vec<_>>())
+    }
+
+    /// The tenant's number.
+    pub(crate) async fn client_number(&self) -> ClientId {
+        self.tables.list().await.expect("keys")[0].client
     }
 
     pub(crate) async fn remove(self) {
