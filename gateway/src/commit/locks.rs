@@ -1,5 +1,6 @@
 //! The lock stage: decides for a whole group of attempts in one round trip who owns its key.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -44,6 +45,9 @@ impl Locks {
     /// Runs until `stop`, then until the queue is empty.
     pub(super) async fn run(self, mut queue: mpsc::Receiver<Waiting>, stop: CancellationToken) {
         let mut group = Vec::with_capacity(MAX_GROUP);
+        // One for all rounds: begun anew with each group, it would never end under load.
+        let probing = self.probe();
+        tokio::pin!(probing);
         loop {
             // Cancel safe: a cancelled recv_many has taken nothing.
             let taken = tokio::select! {
@@ -52,7 +56,7 @@ impl Locks {
                     queue.close();
                     queue.recv_many(&mut group, MAX_GROUP).await
                 }
-                () = self.probe_when_open() => continue,
+                never = &mut probing => match never {},
             };
             if taken == 0 {
                 return;
@@ -61,17 +65,13 @@ impl Locks {
         }
     }
 
-    /// Never ends while the cache is used; else ends when it may be used again.
-    async fn probe_when_open(&self) {
-        if !self.breaker.is_open() {
-            return std::future::pending().await;
-        }
+    /// Asks a cache that is not used, from time to time, whether it lives again.
+    async fn probe(&self) -> Infallible {
         loop {
             tokio::time::sleep(PROBE_INTERVAL).await;
-            if self.cache.key(&KeyHash([0; 32])).await.is_ok() {
+            if self.breaker.is_open() && self.cache.key(&KeyHash([0; 32])).await.is_ok() {
                 self.breaker.set_open(false);
                 self.readiness.note(Dependency::Cache, Ok(()));
-                return;
             }
         }
     }
