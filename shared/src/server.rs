@@ -4,6 +4,7 @@
 //! hold its connection for ever and a shutdown would wait for it.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::Router;
@@ -14,6 +15,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tower::ServiceExt as _;
 
 use crate::config;
 
@@ -38,6 +40,7 @@ pub(crate) async fn serve(
         .timer(TokioTimer::new())
         .keep_alive_interval(Some(Duration::from_secs(30)));
     let http = Arc::new(http);
+    let header_timeout = config.header_timeout;
     loop {
         // A place is taken before the accept: connections beyond the bound wait in the kernel's
         // backlog, which is bounded too, and cost this process nothing.
@@ -58,7 +61,7 @@ pub(crate) async fn serve(
         };
         let (http, router, drain) = (http.clone(), router.clone(), drain.clone());
         connections.spawn(async move {
-            serve_connection(&http, stream, router, drain).await;
+            serve_connection(&http, stream, router, header_timeout, drain).await;
             drop(place);
         });
     }
@@ -73,11 +76,18 @@ async fn serve_connection(
     http: &auto::Builder<TokioExecutor>,
     stream: TcpStream,
     router: Router,
+    header_timeout: Duration,
     drain: CancellationToken,
 ) {
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "no TCP_NODELAY");
     }
+    let begun = Arc::new(AtomicBool::new(false));
+    let begins = begun.clone();
+    let router = router.map_request(move |request| {
+        begins.store(true, Ordering::Relaxed);
+        request
+    });
     let service = TowerToHyperService::new(router);
     let connection = http.serve_connection_with_upgrades(TokioIo::new(stream), service);
     tokio::pin!(connection);
@@ -87,10 +97,20 @@ async fn serve_connection(
             connection.as_mut().graceful_shutdown();
             connection.await
         }
+        () = first_request_overdue(header_timeout, &begun) => return,
     };
     if let Err(error) = ended {
         // The client's doing (cut, timeout, not HTTP): nothing an operator could act on.
         tracing::debug!(%error, "connection ended");
+    }
+}
+
+/// Ends when no request has begun in time. The HTTP library's own timer starts only once it has told the
+/// protocol's version by the first bytes: a client that sends none would hold its place for ever.
+async fn first_request_overdue(most: Duration, begun: &AtomicBool) {
+    tokio::time::sleep(most).await;
+    if begun.load(Ordering::Relaxed) {
+        std::future::pending().await
     }
 }
 
