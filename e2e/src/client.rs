@@ -197,9 +197,24 @@ impl Dashboard {
     /// # Panics
     /// When it does not close in time.
     pub async fn close_code(&mut self) -> u16 {
+        self.read_to_the_end().await.1
+    }
+
+    /// Every event until the server closes, and its close code.
+    ///
+    /// # Panics
+    /// When it does not close in time.
+    pub async fn read_to_the_end(&mut self) -> (Vec<Value>, u16) {
+        let mut events = Vec::new();
         loop {
-            if let Message::Close(frame) = self.next_message().await {
-                return frame.map_or(1005, |frame| frame.code.into());
+            match self.next_message().await {
+                Message::Text(text) => {
+                    events.push(serde_json::from_str(&text).expect("an event's JSON"));
+                }
+                Message::Close(frame) => {
+                    return (events, frame.map_or(1005, |frame| frame.code.into()));
+                }
+                other => panic!("expected an event or the end, got {other:?}"),
             }
         }
     }

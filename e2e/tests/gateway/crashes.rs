@@ -120,7 +120,12 @@ async fn an_append_nobody_confirmed_keeps_its_key_and_is_stored_once(engines: En
         answer.status == 202
     })
     .await;
-    let last = client.accept(device, 3.0).await;
+    let last = Uuid::new_v4();
+    wait_for("the log to be used again", PATIENCE, async || {
+        let answer = client.post(last, &event(device, 3.0)).await.expect("an answer");
+        answer.status == 202
+    })
+    .await;
     assert_eq!(stored_until(&pipeline, last).await, BTreeMap::from([(id, 1), (last, 1)]));
     pipeline.stop().await;
 }
