@@ -235,6 +235,15 @@ impl Layers {
         self.defaults.get(section)?.as_table()?.get(name)
     }
 
+    /// Back to the default; where it came from stays known.
+    fn reset(&mut self, path: &str) {
+        let default = self.default_of(path).cloned();
+        let Some(((section, name), default)) = path.split_once('.').zip(default) else { return };
+        if let Some(Value::Table(settings)) = self.table.get_mut(section) {
+            settings.insert(name.to_owned(), default);
+        }
+    }
+
     fn nearest(&self, path: &str) -> Option<String> {
         let known = self.defaults.iter().flat_map(|(section, settings)| {
             let names = settings.as_table().into_iter().flatten();
@@ -258,7 +267,18 @@ impl Layers {
                     return Ok(Loaded { config, sources: self.sources, table: self.table });
                 }
             }
-            Err(faults) => self.faults.extend(faults),
+            Err(unread) => {
+                // The others are judged as if those that do not read had their defaults. Contradictions
+                // are not: they may be between a setting and such a default.
+                for fault in &unread {
+                    self.reset(&fault.setting);
+                }
+                if let Ok(Err(errors)) = Config::deserialize_each(&self.table).map(|c| c.validate())
+                {
+                    collect(&errors, "", &mut self.faults);
+                }
+                self.faults.extend(unread);
+            }
         }
         for fault in &mut self.faults {
             if let Some(Source::Environment(name)) = self.sources.get(&fault.setting) {
