@@ -71,7 +71,7 @@ impl ProducerContext<NoCustomPartitioner> for Quiet {
 }
 
 /// Passes a line of librdkafka on. Its "errors" are every refused connection, once a second while a
-/// broker is away, so they are for who looks closely; the outage itself is told by [`log_error`].
+/// broker is away, so they are for who looks closely; the outage itself is told where it is noticed, once.
 pub(super) fn log_line(level: RDKafkaLogLevel, facility: &str, message: &str) {
     match level {
         RDKafkaLogLevel::Emerg | RDKafkaLogLevel::Alert | RDKafkaLogLevel::Critical => {
@@ -84,14 +84,13 @@ pub(super) fn log_line(level: RDKafkaLogLevel, facility: &str, message: &str) {
     }
 }
 
-/// Tells of a client-wide error: all brokers gone is a warning, the rest is librdkafka's own business.
+/// Tells of a client-wide error. That no broker can be reached is said by each client again and again,
+/// and all at once when it is next polled, so it is for who looks closely as well.
 pub(super) fn log_error(error: &KafkaError, reason: &str) {
-    match code(error) {
-        Some(RDKafkaErrorCode::AllBrokersDown) => {
-            tracing::warn!(reason, "no broker can be reached");
-        }
-        Some(RDKafkaErrorCode::Fatal) => tracing::warn!(reason, "the client is beyond repair"),
-        _ => tracing::debug!(target: "librdkafka", %error, reason, "client error"),
+    if code(error) == Some(RDKafkaErrorCode::Fatal) {
+        tracing::warn!(reason, "the client is beyond repair");
+    } else {
+        tracing::debug!(target: "librdkafka", %error, reason, "client error");
     }
 }
 
