@@ -19,12 +19,13 @@ use pulsestream_shared::store::{NewKey, Scope};
 use pulsestream_shared::testing::faults::{FaultCache, FaultLog, Faults};
 use pulsestream_shared::testing::services;
 use pulsestream_shared::testing::store::Inspect;
+use pulsestream_shared::testing::wait_for;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use uuid::Uuid;
 
-use crate::client::Client;
+use crate::client::{Client, PATIENCE};
 
 /// What stands behind the ports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -351,7 +352,15 @@ where
         move || runtime.block_on(service::run(role, listener, config, registry, shutdown, build))
     });
     match engine.await {
-        Ok(engine) => Running { url, engine, registry, shutdown, task },
+        Ok(engine) => {
+            // Built, but its routes take over a moment later.
+            wait_for("its own routes", PATIENCE, async || {
+                let answer = Client::new(&url, "").get("/readyz").await;
+                answer.is_ok_and(|answer| answer.body["status"] != "STARTING")
+            })
+            .await;
+            Running { url, engine, registry, shutdown, task }
+        }
         Err(_) => panic!("{} did not start: {:?}", role.name, task.await),
     }
 }

@@ -129,7 +129,7 @@ impl Process {
     /// # Panics
     /// When it does not end in time.
     pub async fn ended(&mut self) -> Option<i32> {
-        let ended = tokio::time::timeout(Duration::from_secs(40), self.child.wait()).await;
+        let ended = tokio::time::timeout(Duration::from_secs(20), self.child.wait()).await;
         let late = || panic!("{} does not end by itself", self.role);
         ended.unwrap_or_else(|_| late()).expect("a status").code()
     }

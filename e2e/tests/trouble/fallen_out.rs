@@ -2,12 +2,13 @@
 
 use pulsestream_e2e::client::PATIENCE;
 use pulsestream_e2e::harness::Engines;
+use pulsestream_e2e::on_both;
 use pulsestream_e2e::process::Process;
 use pulsestream_shared::codec::decode;
 use pulsestream_shared::log::{STORE_GROUP, Topic};
 use pulsestream_shared::testing::wait_for;
 
-use crate::support::{Log, Site, assigned, counter, devices, on_both};
+use crate::support::{Log, Site, assigned, counter, devices};
 
 on_both!(lost_records_are_counted_exactly_and_what_is_left_is_stored);
 

@@ -2,9 +2,10 @@
 
 use pulsestream_e2e::client::PATIENCE;
 use pulsestream_e2e::harness::{self, Engines};
+use pulsestream_e2e::on_both;
 use pulsestream_shared::testing::wait_for;
 
-use crate::support::{Log, Site, assigned, counter, devices, on_both};
+use crate::support::{Log, Site, assigned, counter, devices};
 
 on_both!(events_accepted_before_any_consumer_ever_ran_are_stored);
 

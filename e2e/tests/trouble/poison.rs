@@ -2,14 +2,17 @@
 //! one dead letter, with its bytes and the reason.
 
 use bytes::Bytes;
+use pulsestream_e2e::client::PATIENCE;
 use pulsestream_e2e::harness::{Engines, Running};
+use pulsestream_e2e::on_both;
 use pulsestream_shared::clock;
 use pulsestream_shared::codec::{Accepted, encode};
 use pulsestream_shared::event::{ClientId, DeviceId, Event, EventId};
 use pulsestream_shared::log::{Headers, NewRecord, Record, Topic};
+use pulsestream_shared::testing::wait_for;
 use uuid::Uuid;
 
-use crate::support::{Log, Site, counter, on_both};
+use crate::support::{Log, Site, counter};
 
 on_both!(
     every_poison_is_one_dead_letter_and_every_good_event_is_stored,
@@ -55,7 +58,7 @@ async fn every_poison_is_one_dead_letter_and_every_good_event_is_stored(engines:
             .find(|row| row.partition.to_string() == partition && row.offset.to_string() == offset);
         assert_eq!(row.expect("a row").reason, *reason);
     }
-    is_conserved(&consumer, 2 * poisons.len(), poisons.len());
+    is_conserved(&consumer, 2 * poisons.len(), poisons.len()).await;
     log.close().await;
     consumer.stop().await;
     site.remove().await;
@@ -86,7 +89,7 @@ async fn another_body_under_a_stored_id_is_a_conflict_and_the_first_stays(engine
         counter(&consumer.registry, "consumer_records_total", Some(("result", "duplicate"))),
         1
     );
-    is_conserved(&consumer, 3, 1);
+    is_conserved(&consumer, 3, 1).await;
     log.close().await;
     consumer.stop().await;
     site.remove().await;
@@ -179,11 +182,14 @@ fn tells_its_story(copy: &Record, reason: &str) {
     }
 }
 
-/// What was read was stored, or known, or buried.
-fn is_conserved(consumer: &Running, read: usize, dead: usize) {
+/// What was read was stored, or known, or buried. Counted a moment after it is committed.
+async fn is_conserved(consumer: &Running, read: usize, dead: usize) {
     let count = |name, label| counter(&consumer.registry, name, label) as usize;
     let result = |result| count("consumer_records_total", Some(("result", result)));
+    wait_for("read = stored + duplicate + dead", PATIENCE, async || {
+        result("stored") + result("duplicate") + result("dead") == read
+    })
+    .await;
     assert_eq!(count("consumer_read_records_total", None), read);
-    assert_eq!(result("stored") + result("duplicate") + result("dead"), read);
     assert_eq!((result("dead"), count("dead_letters_total", None)), (dead, dead));
 }

@@ -1,6 +1,8 @@
 //! What the tests of this target share: a service alone on a home, the log and the tables behind the
 //! pipeline's back, and reading metrics.
 
+use std::collections::BTreeMap;
+use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,25 +22,6 @@ use pulsestream_shared::store::sqlite::{self, SqliteConfig, SqliteStore};
 use pulsestream_shared::testing::store::TestedStore;
 use pulsestream_shared::testing::wait_for;
 use uuid::Uuid;
-
-/// Runs each test on both engine sets, as a test of its own.
-macro_rules! on_both {
-    ($($journey:ident),* $(,)?) => {
-        mod embedded {
-            $(#[tokio::test(flavor = "multi_thread")]
-            async fn $journey() {
-                super::$journey(pulsestream_e2e::harness::Engines::Embedded).await;
-            })*
-        }
-        mod servers {
-            $(#[tokio::test(flavor = "multi_thread")]
-            async fn $journey() {
-                super::$journey(pulsestream_e2e::harness::Engines::Servers).await;
-            })*
-        }
-    };
-}
-pub(crate) use on_both;
 
 /// A home without running services, a key for it, and its tables.
 pub(crate) struct Site {
@@ -294,4 +277,27 @@ pub(crate) fn assigned(registry: &Registry) -> i64 {
     #[expect(clippy::cast_possible_truncation, reason = "a small count")]
     let count = family.map_or(0, |f| f.get_metric()[0].get_gauge().get_value() as i64);
     count
+}
+
+/// How a command ended.
+#[derive(Debug)]
+pub(crate) struct Ended {
+    pub(crate) code: Option<i32>,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+}
+
+/// Runs `pulsestream ARGUMENTS` with these settings and no others, to its end.
+pub(crate) async fn run(arguments: &[&str], variables: &BTreeMap<String, String>) -> Ended {
+    let mut command = tokio::process::Command::new(pulsestream_e2e::process::binary());
+    command.args(arguments).env_clear().envs(variables).stdin(Stdio::null()).kill_on_drop(true);
+    let output = tokio::time::timeout(PATIENCE, command.output()).await;
+    let output = output.unwrap_or_else(|_| panic!("{arguments:?} does not end")).expect("it runs");
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("UTF-8");
+    Ended { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
+}
+
+/// Settings of a process, by their variables.
+pub(crate) fn variables(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
+    pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
 }
