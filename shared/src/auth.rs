@@ -265,3 +265,52 @@ fn key_of(headers: &HeaderMap) -> Option<&str> {
     };
     direct.or_else(bearer).filter(|key| !key.is_empty())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+    use crate::event::ClientId;
+
+    fn known(age: Duration) -> Arc<Known> {
+        let record = KeyRecord {
+            prefix: "ps_test".into(),
+            client: ClientId(1),
+            client_name: "tenant".into(),
+            scopes: vec![Scope::EventsWrite],
+            rate: None,
+            burst: None,
+            created_at_ms: 0,
+            expires_at_ms: None,
+            revoked_at_ms: None,
+        };
+        let age_ms = i64::try_from(age.as_millis()).unwrap();
+        Arc::new(Known { record, read_at_ms: clock::unix_ms() - age_ms })
+    }
+
+    #[test]
+    fn a_key_found_in_a_tier_lives_no_longer_than_one_read_from_the_store() {
+        let bound = Duration::from_secs(30);
+        for age in [0, 10, 29, 30, 300].map(Duration::from_secs) {
+            for _ in 0..100 {
+                let hash = KeyHash([0; 32]);
+                let life = Jittered(bound).expire_after_create(&hash, &known(age), Instant::now());
+                assert!(age + life.unwrap() <= bound.max(age), "{age:?} {life:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_key_comes_in_its_own_header_or_as_a_bearer_token() {
+        let header = |name: &'static str, value: &'static str| {
+            HeaderMap::from_iter([(name.parse().unwrap(), value.parse().unwrap())])
+        };
+        let key = |headers: &HeaderMap| key_of(headers).map(str::to_owned);
+        assert_eq!(key(&header("x-api-key", "k")), Some("k".to_owned()));
+        assert_eq!(key(&header("authorization", "bearer k")), Some("k".to_owned()));
+        assert_eq!(key(&header("authorization", "Basic k")), None);
+        assert_eq!(key(&header("x-api-key", "")), None);
+        assert_eq!(key(&HeaderMap::new()), None);
+    }
+}

@@ -94,7 +94,8 @@ fn an_engine_is_named_only_in_its_room() {
         for (number, line) in text.lines().enumerate() {
             for engine in ENGINES {
                 let path = line.replace(&format!("::{engine}::"), "");
-                let named = path.contains(&format!("use {engine}")) || path.contains(&format!("{engine}::"));
+                let named = path.contains(&format!("use {engine}"))
+                    || path.contains(&format!("{engine}::"));
                 assert!(!named, "{name}:{} names {engine}: {line}", number + 1);
             }
         }
@@ -113,8 +114,7 @@ fn no_file_is_longer_than_five_hundred_lines() {
 
 /// Every Rust file of the members.
 fn sources(root: &Path) -> Vec<PathBuf> {
-    let members =
-        ["shared", "gateway", "consumer", "broadcaster", "standalone", "loadgen", "e2e"];
+    let members = ["shared", "gateway", "consumer", "broadcaster", "standalone", "loadgen", "e2e"];
     let mut folders: Vec<_> = members.iter().map(|member| root.join(member)).collect();
     let mut files = Vec::new();
     while let Some(folder) = folders.pop() {
