@@ -81,6 +81,7 @@ async fn a_topic_recreated_under_a_running_consumer_is_read_from_its_start() {
     damage::recreate_raw(&kafka_config(&site.home.config())).await.expect("recreated");
     // More than before, so that every old place lies inside the new topic.
     expected.extend(site.accept(&devices, 9).await);
+    site.stored(expected.len()).await;
     let log = Log::attach(&site.home).await;
     site.stored_exactly(&expected, &log).await;
     log.close().await;

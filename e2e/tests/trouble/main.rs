@@ -1,6 +1,9 @@
 //! What goes wrong in production, done on purpose: logs that were cut, records that are no events, servers
 //! that are away, bad configurations, signals.
 
+#![expect(clippy::panic, reason = "tests end by panicking")]
+#![expect(clippy::print_stderr, reason = "times that are told, not judged")]
+
 mod bad_start;
 mod cut_log;
 mod fallen_out;

@@ -1,6 +1,8 @@
 //! What happens to topics behind the pipeline's back, done on purpose: for tests alone (feature
 //! `testing`).
 
+use std::time::Duration;
+
 use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions};
 use rdkafka::config::FromClientConfigAndContext as _;
 use rdkafka::error::RDKafkaErrorCode;
@@ -11,6 +13,9 @@ use super::client::{self, Quiet, unavailable};
 use super::reader::Readers;
 use super::{KafkaConfig, Names, topics};
 use crate::log::{LogError, Offset, Partition};
+
+/// A broker that shares two cores with a whole test run takes its time.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Deletes the records of [`crate::log::Topic::Raw`] below an offset, as retention does.
 ///
@@ -79,7 +84,5 @@ fn admin(config: &KafkaConfig) -> Result<AdminClient<Quiet>, LogError> {
 }
 
 fn options() -> AdminOptions {
-    AdminOptions::new()
-        .request_timeout(Some(client::REQUEST_TIMEOUT))
-        .operation_timeout(Some(client::REQUEST_TIMEOUT))
+    AdminOptions::new().request_timeout(Some(PATIENCE)).operation_timeout(Some(PATIENCE))
 }
