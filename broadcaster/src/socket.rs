@@ -182,7 +182,24 @@ impl Heart {
     fn answered(&mut self) {
         if self.waiting {
             self.waiting = false;
-            self.next = Instant::now() + self.interval.saturating_sub(self.patience);
+            // From the ping on, not from its answer: `next` stands `patience` after the ping.
+            self.next += self.interval.saturating_sub(self.patience);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_socket_that_answers_is_pinged_once_an_interval() {
+        let (interval, patience) = (Duration::from_secs(25), Duration::from_secs(10));
+        let mut heart = Heart { interval, patience, next: Instant::now(), waiting: false };
+        let pinged = Instant::now();
+        assert!(heart.beat());
+        heart.answered();
+        assert!(heart.next >= pinged + interval);
+        assert!(heart.beat() && !heart.beat());
     }
 }
