@@ -219,14 +219,16 @@ impl Dashboard {
         }
     }
 
+    /// Pings in between do not lengthen the wait.
     async fn next_message(&mut self) -> Message {
-        loop {
-            let message = tokio::time::timeout(PATIENCE, self.0.next()).await;
-            let message = message.expect("a frame in time").expect("an open socket");
-            match message.expect("a frame") {
-                Message::Ping(_) | Message::Pong(_) => {}
-                message => return message,
+        let wanted = async {
+            loop {
+                match self.0.next().await.expect("an open socket").expect("a frame") {
+                    Message::Ping(_) | Message::Pong(_) => {}
+                    message => return message,
+                }
             }
-        }
+        };
+        tokio::time::timeout(PATIENCE, wanted).await.expect("a frame in time")
     }
 }

@@ -48,7 +48,9 @@ async fn a_second_attempt_waits_while_the_first_is_under_way(engines: Engines) {
         let (client, body) = (client.clone(), body.clone());
         async move { client.post(id, &body).await.expect("an answer") }
     });
-    wait_for("the log to hang", PATIENCE, async || faults.hanging() == 1).await;
+    wait_for("the log to hang", PATIENCE, async || faults.hanging() == 1 || first.is_finished())
+        .await;
+    assert!(!first.is_finished(), "{:?}", first.await);
 
     let second = client.post(id, &body).await.expect("an answer");
     assert_problem(&second, 409, "in_progress");

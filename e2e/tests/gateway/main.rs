@@ -1,6 +1,8 @@
 //! What a device and a dashboard may rely on: the HTTP contract, idempotency through crashes, the live
 //! stream, and Redis away.
 
+#![expect(clippy::panic, reason = "tests end by panicking")]
+
 mod access;
 mod contract;
 mod crashes;
