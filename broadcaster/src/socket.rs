@@ -37,6 +37,14 @@ impl Close {
             Self::Missed => (4008, "too slow: events were missed"),
         }
     }
+
+    /// How long to wait for the client's own close. A slow one has much to read before it.
+    const fn patience(self) -> Duration {
+        match self {
+            Self::Restart => Duration::from_secs(1),
+            Self::Missed => Duration::from_secs(5),
+        }
+    }
 }
 
 pub(crate) struct Socket {
@@ -68,8 +76,7 @@ impl Socket {
             self.metrics.closes.with_label_values(&[&code.to_string()]).inc();
             let frame = CloseFrame { code, reason: Utf8Bytes::from_static(reason) };
             // The client may be stuck or gone; then there is nobody to tell.
-            let said = timeout(Duration::from_secs(1), websocket.send(Message::Close(Some(frame))));
-            if !matches!(said.await, Ok(Ok(()))) {
+            if timeout(close.patience(), say_goodbye(&mut websocket, frame)).await.is_err() {
                 tracing::debug!(code, "close frame not delivered");
             }
         }
@@ -134,6 +141,15 @@ impl Socket {
             Err(_) => Ok(Stuck::Yes),
         }
     }
+}
+
+/// Sends the close frame and reads until the client has answered it: a connection dropped with bytes of
+/// the client unread (a pong is enough) is reset, and what it was still to receive is lost.
+async fn say_goodbye(websocket: &mut WebSocket, frame: CloseFrame) {
+    if websocket.send(Message::Close(Some(frame))).await.is_err() {
+        return;
+    }
+    while let Some(Ok(_)) = websocket.next().await {}
 }
 
 enum Stuck {
