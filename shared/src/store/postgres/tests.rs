@@ -8,7 +8,6 @@ use futures_util::FutureExt;
 
 use super::inspect::ScratchDatabase;
 use super::*;
-use crate::event::Event;
 use crate::metadata::Metadata;
 use crate::store::StoreRow;
 use crate::testing::services::database_url;
@@ -52,19 +51,15 @@ async fn open(scratch: &ScratchDatabase) -> PostgresStore {
     PostgresStore::open(config(scratch)).await.unwrap()
 }
 
-/// What the server refuses: text with NUL when the statement is bound, half a surrogate and a number
-/// beyond `numeric` when the metadata becomes jsonb.
+/// What the server refuses and an event may hold: text with NUL when the statement is bound, a number
+/// with more digits than `numeric` keeps when the metadata becomes jsonb.
 fn poison(row: &mut StoreRow, kind: usize) {
-    let metadata = |json: &str| Metadata::from_json(serde_json::from_str(json).unwrap()).ok();
-    let Event { event_type, metadata: map, .. } = &mut row.event;
-    match kind % 3 {
-        1 => *map = metadata(r#"{"a":"\ud800"}"#),
-        2 => *map = metadata(r#"{"a":1e-200000}"#),
-        _ => {}
+    if kind.is_multiple_of(2) {
+        row.event.event_type.push('\0');
+        return;
     }
-    if map.is_none() {
-        event_type.push('\0');
-    }
+    let long = format!("{{\"a\":0.{}}}", "1".repeat(20_000));
+    row.event.metadata = Some(Metadata::from_json(serde_json::from_str(&long).unwrap()).unwrap());
 }
 
 async fn begin(store: &PostgresStore) {
