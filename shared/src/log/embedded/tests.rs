@@ -14,6 +14,27 @@ use crate::testing::wait_for;
 
 crate::log_conformance!(fixture);
 
+/// A wrapper without a script must not be noticed: the same suite through the fault wrapper.
+mod wrapped {
+    use super::{Fixture, fixture};
+    use crate::testing::faults::{FaultIdentity, FaultLog, Faults};
+
+    crate::log_conformance!(wrapped);
+
+    async fn wrapped() -> Fixture {
+        wrap(fixture().await)
+    }
+
+    fn wrap(Fixture { log, identity, reopen }: Fixture) -> Fixture {
+        let faults = Faults::default();
+        Fixture {
+            log: std::sync::Arc::new(FaultLog::new(log, faults.clone())),
+            identity: std::sync::Arc::new(FaultIdentity::new(identity, faults)),
+            reopen: Box::new(|| Box::pin(async { wrap(reopen().await) })),
+        }
+    }
+}
+
 async fn fixture() -> Fixture {
     let dir = TempDir::new().unwrap();
     let log = open(&dir).await;

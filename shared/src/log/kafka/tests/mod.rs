@@ -14,6 +14,7 @@ mod append;
 mod consume;
 mod identity;
 mod read;
+mod suite;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 const GROUP: &str = "group";
