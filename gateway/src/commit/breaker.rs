@@ -35,6 +35,11 @@ impl LaneGate {
                 .is_ok()
     }
 
+    /// The probe ended without asking the log.
+    pub(super) fn probe_unused(&self) {
+        self.next_probe_at_ms.store(0, Ordering::Relaxed);
+    }
+
     /// A group came back.
     pub(super) fn note(&self, any_confirmed: bool) {
         if any_confirmed == self.closed.load(Ordering::Relaxed) {
@@ -72,6 +77,9 @@ mod tests {
         assert!(!gate.is_probe(10_001));
         assert!(!gate.is_probe(10_499));
         assert!(gate.is_probe(10_500));
+        gate.probe_unused();
+        assert!(gate.is_probe(10_501));
+        assert!(!gate.is_probe(10_502));
         gate.note(true);
         assert!(gate.admits() && gate.admits());
     }

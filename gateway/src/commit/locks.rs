@@ -8,14 +8,13 @@ use pulsestream_shared::admin::{Dependency, Readiness};
 use pulsestream_shared::cache::memory::{MemoryLocks, MemoryReply};
 use pulsestream_shared::cache::{Cache, LockChange, LockRecord, LockReply, LockRequest};
 use pulsestream_shared::clock;
-use pulsestream_shared::log::partition_of;
 use pulsestream_shared::problem::Code;
 use pulsestream_shared::store::KeyHash;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::breaker::CacheBreaker;
+use super::breaker::{CacheBreaker, LaneGate};
 use super::settle::Change;
 use super::{Answer, MAX_GROUP, Owned, PROBE_INTERVAL, Waiting};
 use crate::idempotency::{Verdict, first_attempt, judge, next_attempt};
@@ -26,6 +25,7 @@ pub(super) struct Locks {
     pub(super) breaker: CacheBreaker,
     pub(super) local: Arc<MemoryLocks>,
     pub(super) lanes: Vec<mpsc::Sender<Owned>>,
+    pub(super) gates: Arc<[LaneGate]>,
     pub(super) settle: mpsc::Sender<Change>,
     pub(super) readiness: Readiness,
     pub(super) metrics: Arc<GatewayMetrics>,
@@ -158,7 +158,7 @@ impl Locks {
                         lease_ends,
                     });
                 }
-                (LockReply::Acquired | LockReply::Free, _) => waiting.answer(Answer::TooOld),
+                (LockReply::Acquired | LockReply::Free, _) => self.decline(waiting, Answer::TooOld),
                 (LockReply::Held(seen), _) => {
                     takeovers.extend(self.judge(waiting, seen, now_ms));
                 }
@@ -174,18 +174,18 @@ impl Locks {
         match judge(&seen, waiting.attempt.fingerprint, now_ms) {
             Verdict::Replay => {
                 self.count("replay");
-                waiting.answer(Answer::Replayed);
+                self.decline(waiting, Answer::Replayed);
             }
             Verdict::Mismatch => {
                 self.count("mismatch");
-                waiting.answer(Answer::Failed(Code::IdempotencyMismatch));
+                self.decline(waiting, Answer::Failed(Code::IdempotencyMismatch));
             }
             Verdict::InProgress => {
                 self.count("in_flight");
-                waiting.answer(Answer::Failed(Code::InProgress));
+                self.decline(waiting, Answer::Failed(Code::InProgress));
             }
             Verdict::TakeOver if self.was_too_old(&waiting, &seen) => {
-                waiting.answer(Answer::TooOld)
+                self.decline(waiting, Answer::TooOld)
             }
             Verdict::TakeOver => {
                 self.count("takeover");
@@ -217,7 +217,7 @@ impl Locks {
             if won {
                 self.send(Owned { waiting, record, taken_over: true, local: false, lease_ends });
             } else {
-                waiting.answer(Answer::Failed(Code::InProgress));
+                self.decline(waiting, Answer::Failed(Code::InProgress));
             }
         }
     }
@@ -232,7 +232,7 @@ impl Locks {
         let replies = self.local.lock(requests, now_ms);
         for ((mut waiting, request), reply) in group.into_iter().zip(requests).zip(replies) {
             match (reply, request.record) {
-                (MemoryReply::Full, _) => waiting.answer(Answer::Failed(Code::Overloaded)),
+                (MemoryReply::Full, _) => self.decline(waiting, Answer::Failed(Code::Overloaded)),
                 (MemoryReply::Cache(LockReply::Acquired), Some(record)) => {
                     self.count("local");
                     waiting.attempt.accepted.unsure = true;
@@ -248,7 +248,7 @@ impl Locks {
                     self.use_local_record(waiting, seen, now_ms, lease_ends);
                 }
                 // An old event whose key cannot be looked up: it may well be a retry, so not 400.
-                _ => waiting.answer(Answer::Failed(Code::Unavailable)),
+                _ => self.decline(waiting, Answer::Failed(Code::Unavailable)),
             }
         }
     }
@@ -263,7 +263,7 @@ impl Locks {
         let Some(mut takeover) = self.judge(waiting, seen, now_ms) else { return };
         let won = self.local.settle(&[takeover.swap()], now_ms);
         if won != [true] {
-            return takeover.waiting.answer(Answer::Failed(Code::InProgress));
+            return self.decline(takeover.waiting, Answer::Failed(Code::InProgress));
         }
         takeover.waiting.attempt.accepted.unsure = true;
         let Takeover { waiting, next: record, .. } = takeover;
@@ -271,14 +271,20 @@ impl Locks {
     }
 
     fn send(&self, owned: Owned) {
-        let device = owned.waiting.attempt.accepted.event.device_id.to_string();
-        let partitions = u32::try_from(self.lanes.len()).unwrap_or(1);
-        let index = usize::try_from(partition_of(device.as_bytes(), partitions)).unwrap_or(0);
-        let Some(lane) = self.lanes.get(index) else { return };
+        let Some(lane) = self.lanes.get(owned.waiting.lane) else { return };
         let Err(refused) = lane.try_send(owned) else { return };
         let refused = refused.into_inner();
         Change::release(&refused).queue(&self.settle, &self.metrics);
-        refused.waiting.answer(Answer::Failed(Code::Overloaded));
+        self.decline(refused.waiting, Answer::Failed(Code::Overloaded));
+    }
+
+    /// Answers an attempt that does not go to the log. Was it the probe of a closed gate, it has told
+    /// nothing about the log: the next attempt may probe.
+    fn decline(&self, waiting: Waiting, answer: Answer) {
+        if let Some(gate) = self.gates.get(waiting.lane) {
+            gate.probe_unused();
+        }
+        waiting.answer(answer);
     }
 
     fn count(&self, result: &str) {

@@ -67,6 +67,8 @@ pub(crate) enum Answer {
 /// An attempt and where its answer goes.
 struct Waiting {
     attempt: Attempt,
+    /// The index of its lane and its gate: the partition of its device.
+    lane: usize,
     answer: oneshot::Sender<Answer>,
 }
 
@@ -107,13 +109,12 @@ impl Committer {
     pub(crate) fn submit(&self, attempt: Attempt) -> Result<oneshot::Receiver<Answer>, Code> {
         let device = attempt.accepted.event.device_id.to_string();
         let partitions = u32::try_from(self.gates.len()).unwrap_or(1);
-        let partition = partition_of(device.as_bytes(), partitions);
-        let gate = usize::try_from(partition).ok().and_then(|index| self.gates.get(index));
-        if !gate.is_some_and(LaneGate::admits) {
+        let lane = usize::try_from(partition_of(device.as_bytes(), partitions)).unwrap_or(0);
+        if !self.gates.get(lane).is_some_and(LaneGate::admits) {
             return Err(Code::LogUnavailable);
         }
         let (answer, receiver) = oneshot::channel();
-        match self.queue.try_send(Waiting { attempt, answer }) {
+        match self.queue.try_send(Waiting { attempt, lane, answer }) {
             Ok(()) => Ok(receiver),
             Err(_) => Err(Code::Overloaded),
         }
@@ -153,6 +154,7 @@ pub(crate) fn start(context: &Context, metrics: Arc<GatewayMetrics>) -> Committe
         breaker: breaker::CacheBreaker::default(),
         local,
         lanes,
+        gates: gates.clone(),
         settle: settle_queue,
         readiness: context.readiness.clone(),
         metrics,
