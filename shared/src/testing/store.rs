@@ -1,10 +1,12 @@
 //! What every engine of the store must do, written once: `store_conformance!` makes a test of each rule.
 //!
 //! An engine gives a harness: a function that makes a [`Fixture`] on tables of its own, runs a rule on it
-//! and cleans up. The rules are in [`writing`], [`places`] and [`keys`]; [`Inspect`] lets them, and the
-//! end-to-end tests, compare the tables with what was sent.
+//! and cleans up. The rules are in [`writing`], [`places`], [`keys`] and [`failing`]; [`Inspect`] lets
+//! them, and the end-to-end tests, compare the tables with what was sent. A second harness gives them
+//! [`Fixture::failing`]: the same tables through the fault wrapper.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a rule that is broken panics")]
 
+pub mod failing;
 pub mod keys;
 pub mod places;
 pub mod writing;
@@ -71,6 +73,11 @@ macro_rules! store_conformance {
             revoking_again_keeps_the_first_time
             known_clients_are_those_that_exist
             the_pepper_is_the_same_for_every_process
+        }
+        $crate::store_conformance! { @each $harness, failing:
+            a_batch_whose_answer_was_lost_is_fenced_and_stored_once
+            a_key_whose_answer_was_lost_exists
+            days_dropped_without_an_answer_are_not_dropped_again
         }
     };
     (@each $harness:path, $module:ident: $($rule:ident)*) => {

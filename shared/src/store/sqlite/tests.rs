@@ -8,6 +8,20 @@ use crate::testing::store::{Copies, Fixture, RETENTION_DAYS, batch, place, rows,
 
 crate::store_conformance!(conforms);
 
+/// The same suite through the fault wrapper.
+mod failing {
+    use super::{Fixture, conforms};
+
+    crate::store_conformance!(conforms_while_failing);
+
+    async fn conforms_while_failing<F>(rule: impl FnOnce(Fixture) -> F)
+    where
+        F: Future<Output = ()>,
+    {
+        conforms(|fixture| rule(fixture.failing())).await;
+    }
+}
+
 async fn conforms<F>(rule: impl FnOnce(Fixture) -> F)
 where
     F: Future<Output = ()>,

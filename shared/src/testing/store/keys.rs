@@ -5,7 +5,7 @@ use super::{Fixture, NOW_MS};
 use crate::event::ClientId;
 use crate::store::{KeyError, KeyHash, KeyRecord, NewKey, Scope};
 
-fn key(number: u8, client_name: &str) -> NewKey {
+pub(super) fn key(number: u8, client_name: &str) -> NewKey {
     NewKey {
         hash: KeyHash([number; 32]),
         prefix: format!("ps_test_{number}"),
