@@ -7,7 +7,10 @@
 //! stand, until the bus agrees again. What was on the bus meanwhile is dropped: the log has it.
 //!
 //! The hub starts at the end of the log as it is after the bus confirmed the subscription, so nothing
-//! falls between the two.
+//! falls between the two. What was logged within `live.repeat_window` before that end is one more hole:
+//! it is read by the same repairs, partition beside partition, after the hub is ready, and only
+//! remembered. Until it is read nothing newer of that partition is shown, so a repeat is known even when
+//! it comes first.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,9 +19,7 @@ use pulsestream_shared::admin::{Dependency, Readiness};
 use pulsestream_shared::bus::{BusEvent, Channel, Subscription};
 use pulsestream_shared::clock;
 use pulsestream_shared::engine::{Engine, OpenError};
-use pulsestream_shared::log::{
-    Bounds, EventLog, LogError, Offset, Partition, ReadLimit, Record, Topic,
-};
+use pulsestream_shared::log::{Bounds, EventLog, LogError, Offset, Partition, ReadLimit, Topic};
 use pulsestream_shared::service::Context;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
@@ -29,6 +30,7 @@ use crate::chain::{Chain, Step};
 use crate::metrics::LiveMetrics;
 use crate::range::Range;
 use crate::registry::Registry;
+use crate::repeats::{MOST, Repeats};
 
 /// How often partitions are looked over for silence and unfinished repairs.
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
@@ -48,15 +50,19 @@ struct Link {
 
 /// The answer of one read.
 struct ReadDone {
+    epoch: Uuid,
     partition: Partition,
-    from: Offset,
     result: Result<ReadBack, LogError>,
 }
 
 struct ReadBack {
-    records: Vec<Record>,
-    /// Records between `from` and the first one read are gone for good.
-    gap: bool,
+    range: Range,
+    /// When the last record was logged; nothing was read when there is none.
+    logged_at_ms: Option<i64>,
+    /// There may be more.
+    full: bool,
+    /// The log begins here: what the range covers below is gone for good.
+    lost_below: Option<Offset>,
 }
 
 pub(crate) struct Hub {
@@ -64,16 +70,17 @@ pub(crate) struct Hub {
     epoch: Uuid,
     bus: Box<dyn Subscription>,
     partitions: Vec<Link>,
+    repeats: Repeats,
     reads: (mpsc::Sender<ReadDone>, mpsc::Receiver<ReadDone>),
     registry: Arc<Registry>,
     metrics: Arc<LiveMetrics>,
     readiness: Readiness,
     silence: Duration,
-    window: Duration,
+    window_ms: i64,
 }
 
 impl Hub {
-    /// Subscribes, stands at the end of the log, and remembers what was logged shortly before.
+    /// Subscribes and stands at the end of the log.
     pub(crate) async fn start(
         context: &Context,
         registry: Arc<Registry>,
@@ -91,35 +98,37 @@ impl Hub {
             .note(Dependency::Bus, if up { Ok(()) } else { Err("not subscribed yet".to_owned()) });
         let epoch =
             engine.identity.identity().await.map_err(|error| OpenError(error.to_string()))?.epoch;
+        let window_ms = i64::try_from(config.repeat_window.as_millis()).unwrap_or(i64::MAX);
         let mut hub = Self {
             engine,
             epoch,
             bus,
             partitions: Vec::new(),
+            repeats: Repeats::new(window_ms),
             reads: mpsc::channel(channels.len().max(1)),
             registry,
             metrics,
             readiness: context.readiness.clone(),
             silence: config.bus_silence,
-            window: config.repeat_window,
+            window_ms,
         };
         hub.stand_at_the_end().await.map_err(|error| OpenError(error.to_string()))?;
         Ok(hub)
     }
 
     async fn stand_at_the_end(&mut self) -> Result<(), LogError> {
-        let window_ms = i64::try_from(self.window.as_millis()).unwrap_or(i64::MAX);
         let bounds = self.engine.log.bounds(Topic::Raw).await?;
-        let warm_from = self.engine.log.locate(clock::unix_ms() - window_ms).await?;
-        let mut partitions = Vec::with_capacity(bounds.len());
-        for ((index, bounds), from) in bounds.iter().enumerate().zip(warm_from) {
-            let mut chain = Chain::new(bounds.next - 1, window_ms);
-            let (log, number) = (self.engine.log.as_ref(), partition_number(index));
-            warm(log, &mut chain, number, from, bounds.next).await?;
-            let heard_at = Instant::now();
-            partitions.push(Link { chain, heard_at, hole: false, reading: false });
-        }
-        self.partitions = partitions;
+        let since = self.engine.log.locate(clock::unix_ms() - self.window_ms).await?;
+        let heard_at = Instant::now();
+        let link = |(past, bounds): (Offset, &Bounds)| Link {
+            chain: Chain::new(bounds.next - past - 1, bounds.next),
+            heard_at,
+            hole: past > 0,
+            reading: false,
+        };
+        self.partitions =
+            past_to_read(&bounds, &since).into_iter().zip(&bounds).map(link).collect();
+        self.repeats = Repeats::new(self.window_ms);
         Ok(())
     }
 
@@ -180,13 +189,13 @@ impl Hub {
         if let Some(partition) = self.partition_mut(number) {
             partition.heard_at = Instant::now();
         }
-        self.take(range);
+        self.take(range, clock::unix_ms());
     }
 
-    fn take(&mut self, range: Range) {
+    fn take(&mut self, range: Range, at_ms: i64) {
         let number = range.partition;
-        let Some(partition) = self.partition_mut(number) else { return };
-        match partition.chain.offer(range, clock::unix_ms()) {
+        let Some(partition) = link_of(&mut self.partitions, number) else { return };
+        match partition.chain.offer(range, at_ms, &mut self.repeats) {
             Step::Drop => {}
             Step::Hole => partition.hole = true,
             Step::Deliver { events, repeats } => {
@@ -215,54 +224,58 @@ impl Hub {
     fn look_over(&mut self) {
         let now = Instant::now();
         for index in 0..self.partitions.len() {
-            let Some(partition) = self.partitions.get_mut(index) else { continue };
+            let Some(partition) = self.partitions.get(index) else { continue };
             let silent = now.duration_since(partition.heard_at) > self.silence;
             if partition.reading || !(partition.hole || silent) {
                 continue;
             }
-            partition.reading = true;
-            let from = partition.chain.seen() + 1;
-            self.read(partition_number(index), from);
+            self.read(partition_number(index));
         }
     }
 
-    fn read(&self, partition: Partition, from: Offset) {
-        let (log, done) = (self.engine.log.clone(), self.reads.0.clone());
+    /// Reads on where the partition stands.
+    fn read(&mut self, number: Partition) {
+        let (log, done, epoch) = (self.engine.log.clone(), self.reads.0.clone(), self.epoch);
+        let Some(partition) = link_of(&mut self.partitions, number) else { return };
+        partition.reading = true;
+        let seen = partition.chain.seen();
         tokio::spawn(async move {
-            let result = async {
-                let records = log.read(Topic::Raw, partition, from, READ_LIMIT).await?;
-                let jumped = records.first().is_some_and(|record| record.offset > from);
-                let gap = jumped && first_kept(&log.bounds(Topic::Raw).await?, partition) > from;
-                Ok(ReadBack { records, gap })
-            }
-            .await;
+            let result = read_back(log.as_ref(), epoch, number, seen).await;
             // One place a partition: there is always room, and a closed channel means the end.
-            if done.send(ReadDone { partition, from, result }).await.is_err() {
+            if done.send(ReadDone { epoch, partition: number, result }).await.is_err() {
                 tracing::trace!("hub ended during a read");
             }
         });
     }
 
     fn take_read(&mut self, done: ReadDone) {
-        let ReadDone { partition: number, from, result } = done;
-        let epoch = self.epoch;
-        let Some(partition) = self.partition_mut(number) else { return };
+        let ReadDone { epoch, partition: number, result } = done;
+        if epoch != self.epoch {
+            return; // of a log that is no more
+        }
+        let Some(partition) = link_of(&mut self.partitions, number) else { return };
         partition.reading = false;
         let back = match result {
             Ok(back) => back,
             Err(error) => return tracing::warn!(partition = number, %error, "repair put off"),
         };
-        // A full read is not the end: go on. Else the chain is whole as far as the log goes.
-        partition.hole = back.records.len() >= READ_LIMIT.records;
-        if back.gap {
+        // Not full, it reached the end: the chain is whole as far as the log goes.
+        partition.hole = back.full;
+        if back.lost_below.is_some_and(|first| partition.chain.is_lost_below(first)) {
+            let from = partition.chain.seen() + 1;
             tracing::error!(partition = number, from, "the log no longer holds what was missed");
             self.registry.tell_gap();
         }
-        if back.records.is_empty() {
-            return;
+        let Some(logged_at_ms) = back.logged_at_ms else { return };
+        // What is read of the past came when it was logged, what was missed comes now.
+        let at_ms = if partition.chain.is_live() { clock::unix_ms() } else { logged_at_ms };
+        if partition.chain.is_live() {
+            self.metrics.repairs.with_label_values(&["log"]).inc();
         }
-        self.metrics.repairs.with_label_values(&["log"]).inc();
-        self.take(Range::of(epoch, number, from - 1, &back.records));
+        self.take(back.range, at_ms);
+        if back.full {
+            self.read(number);
+        }
     }
 
     async fn check_epoch(&mut self) {
@@ -281,28 +294,48 @@ impl Hub {
     }
 
     fn partition_mut(&mut self, number: Partition) -> Option<&mut Link> {
-        self.partitions.get_mut(usize::try_from(number).ok()?)
+        link_of(&mut self.partitions, number)
     }
 }
 
-/// Remembers the ids of `[from, end)`, so that their repeats are known.
-async fn warm(
-    log: &dyn EventLog,
-    chain: &mut Chain,
-    partition: Partition,
-    mut from: Offset,
-    end: Offset,
-) -> Result<(), LogError> {
-    while from < end {
-        let records = log.read(Topic::Raw, partition, from, READ_LIMIT).await?;
-        let Some(last) = records.last() else { return Ok(()) };
-        let range = Range::of(Uuid::nil(), partition, from - 1, &records);
-        from = last.offset + 1;
-        for event in range.events.iter().filter(|event| event.offset < end) {
-            chain.warm(event, last.logged_at_ms);
-        }
+fn link_of(partitions: &mut [Link], number: Partition) -> Option<&mut Link> {
+    partitions.get_mut(usize::try_from(number).ok()?)
+}
+
+/// How many offsets before each partition's end are read for their ids: those since the given places,
+/// or, where these are more than are remembered, the newest of each in proportion.
+fn past_to_read(bounds: &[Bounds], since: &[Offset]) -> Vec<Offset> {
+    let most = i64::try_from(MOST).unwrap_or(i64::MAX);
+    let past =
+        bounds.iter().zip(since).map(|(bounds, since)| bounds.next - since.max(&bounds.first));
+    let mut past: Vec<_> = past.map(|count| count.max(0)).collect();
+    let total = past.iter().sum::<Offset>();
+    if total > most {
+        past.iter_mut().for_each(|count| *count = count.saturating_mul(most) / total);
     }
-    Ok(())
+    past
+}
+
+/// One read of what follows `seen`.
+async fn read_back(
+    log: &dyn EventLog,
+    epoch: Uuid,
+    partition: Partition,
+    seen: Offset,
+) -> Result<ReadBack, LogError> {
+    let records = log.read(Topic::Raw, partition, seen + 1, READ_LIMIT).await?;
+    let bytes: usize = records.iter().map(|record| record.value.len()).sum();
+    let mut lost_below = None;
+    if records.first().is_some_and(|record| record.offset > seen + 1) {
+        let first = first_kept(&log.bounds(Topic::Raw).await?, partition);
+        lost_below = (first > seen + 1).then_some(first);
+    }
+    Ok(ReadBack {
+        range: Range::of(epoch, partition, seen, &records),
+        logged_at_ms: records.last().map(|record| record.logged_at_ms),
+        full: records.len() >= READ_LIMIT.records || bytes >= READ_LIMIT.bytes,
+        lost_below,
+    })
 }
 
 fn partition_count(engine: &Engine) -> Partition {
