@@ -95,15 +95,15 @@ impl From<StoreError> for Attempt {
     }
 }
 
-impl From<CacheOpenError> for Attempt {
+impl From<CacheOpenError> for OpenError {
     fn from(error: CacheOpenError) -> Self {
-        Self::Never(error.to_string())
+        Self(error.to_string())
     }
 }
 
 impl Engine {
     /// Opens every engine, waiting for servers that are absent; each wait is logged and named by
-    /// `/readyz`. Embedded engines are created and migrated here; servers are migrated by [`migrate`].
+    /// `/readyz`. Redis is not waited for; `/readyz` says from the first whether it answers. Embedded engines are created and migrated here; servers are migrated by [`migrate`].
     ///
     /// # Errors
     /// [`OpenError`] when waiting cannot help.
@@ -121,7 +121,7 @@ impl Engine {
             LogKind::Embedded(log) if !is_redis(config) => {
                 Arc::new(EmbeddedCache::new(log, EmbeddedCacheBounds::default()))
             }
-            _ => waiting(Dependency::Cache, readiness.clone(), || open_redis_cache(config)).await?,
+            _ => open_redis_cache(config).await?,
         };
         let bus: Arc<dyn Bus> = if is_redis(config) {
             Arc::new(
@@ -134,7 +134,7 @@ impl Engine {
             LogKind::Kafka(log) => (log.clone(), log.clone()),
             LogKind::Embedded(log) => (Arc::new(log.clone()), Arc::new(log.clone())),
         };
-        Ok(Self {
+        let engine = Self {
             log,
             identity,
             partitions,
@@ -143,7 +143,10 @@ impl Engine {
             cache,
             bus,
             kind,
-        })
+        };
+        // A cache opens without its server: whether that answers is known only now.
+        engine.probe(readiness).await;
+        Ok(engine)
     }
 
     /// Spawns what keeps the engines in order: probes for `/readyz`, and for the embedded log its
@@ -305,10 +308,7 @@ pub async fn open_redis(
     if !is_redis(config) {
         return Ok(None);
     }
-    let cache = match open_redis_cache(config).await {
-        Ok(cache) => cache,
-        Err(Attempt::Later(reason) | Attempt::Never(reason)) => return Err(OpenError(reason)),
-    };
+    let cache = open_redis_cache(config).await?;
     let bus = RedisBus::open(redis_bus(config)).map_err(|error| OpenError(error.to_string()))?;
     Ok(Some((cache, Arc::new(bus))))
 }
@@ -404,7 +404,7 @@ fn create_folder_of(path: &Path) -> Result<(), String> {
     }
 }
 
-async fn open_redis_cache(config: &Config) -> Result<Arc<dyn Cache>, Attempt> {
+async fn open_redis_cache(config: &Config) -> Result<Arc<dyn Cache>, CacheOpenError> {
     let cache = RedisCache::open(RedisConfig {
         url: config.cache.redis_url.expose().to_owned(),
         namespace: config.log.namespace.clone(),
