@@ -1,13 +1,18 @@
 //! One key, one event: while the first attempt is under way, after it, and beside other tenants.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use pulsestream_e2e::client::{Dashboard, PATIENCE, event};
-use pulsestream_e2e::harness::{Engines, Harness, Pipeline};
+use pulsestream_e2e::client::{Client, Dashboard, PATIENCE, event};
+use pulsestream_e2e::harness::{self, Engines, Harness, Home, Pipeline};
 use pulsestream_e2e::on_both;
+use pulsestream_shared::auth::Keyring;
+use pulsestream_shared::cache::embedded::{EmbeddedCache, EmbeddedCacheBounds};
 use pulsestream_shared::clock;
+use pulsestream_shared::log::embedded::{EmbeddedConfig, EmbeddedLog};
+use pulsestream_shared::service::Context;
 use pulsestream_shared::testing::faults::{Fault, Faults, Method};
 use pulsestream_shared::testing::wait_for;
 use serde_json::json;
@@ -23,6 +28,44 @@ on_both!(
     a_first_attempt_that_is_too_old_does_not_use_the_key_up,
     a_log_that_takes_nothing_is_told_and_frees_the_key,
 );
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cache_without_room_sheds_new_keys_and_stays_in_use() {
+    let home = Home::new(Engines::Embedded, BTreeMap::new()).await;
+    let key = home.make_key("tenant").await;
+    let folder = tempfile::tempdir().expect("a folder");
+    let config = EmbeddedConfig {
+        dir: folder.path().to_owned(),
+        partitions: 1,
+        retention: Duration::from_secs(3_600),
+        max_bytes: 1 << 20,
+        append_timeout: PATIENCE,
+    };
+    let log = EmbeddedLog::open(config).await.expect("a log");
+    // Its outcomes come with the appends of another log than the gateway's: they keep their places.
+    let bounds = EmbeddedCacheBounds { locks: 1, keys: 10 };
+    let cache = Arc::new(EmbeddedCache::new(&log, bounds));
+    let gateway = harness::start(&home, pulsestream_gateway::ROLE, async |mut context: Context| {
+        context.engine.cache = cache;
+        let keyring = Keyring::open(&context).await?;
+        pulsestream_gateway::build(context, keyring).await
+    })
+    .await;
+    let client = Client::new(&gateway.url, &key);
+    let (id, body) = (Uuid::new_v4(), event(Uuid::new_v4(), 1.0));
+    assert_eq!(client.post(id, &body).await.expect("an answer").status, 202);
+    for _ in 0..3 {
+        let other = client.post(Uuid::new_v4(), &body).await.expect("an answer");
+        assert_problem(&other, 503, "overloaded");
+        let again = client.post(id, &body).await.expect("an answer");
+        assert_eq!((again.status, again.header("idempotency-replayed")), (202, "true"));
+    }
+    let ready = client.get("/readyz").await.expect("an answer");
+    assert_eq!(ready.body["checks"]["cache"]["status"], "up", "{ready:?}");
+    gateway.stop().await;
+    log.close().await;
+    home.remove().await;
+}
 
 /// Waits until something is stored after `id`, and returns how often each id is stored.
 pub(crate) async fn stored_until(pipeline: &Pipeline, id: Uuid) -> BTreeMap<Uuid, usize> {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pulsestream_shared::admin::{Dependency, Readiness};
-use pulsestream_shared::cache::memory::{MemoryLocks, MemoryReply};
+use pulsestream_shared::cache::memory::MemoryLocks;
 use pulsestream_shared::cache::{Cache, LockChange, LockRecord, LockReply, LockRequest};
 use pulsestream_shared::clock;
 use pulsestream_shared::problem::Code;
@@ -107,7 +107,7 @@ impl Locks {
         let mut rest = Vec::with_capacity(group.len());
         for (waiting, reply) in group.into_iter().zip(replies) {
             match reply {
-                MemoryReply::Cache(LockReply::Held(seen)) => {
+                LockReply::Held(seen) => {
                     self.use_local_record(waiting, seen, now_ms, lease_ends);
                 }
                 _ => rest.push(waiting),
@@ -159,6 +159,7 @@ impl Locks {
                     });
                 }
                 (LockReply::Acquired | LockReply::Free, _) => self.decline(waiting, Answer::TooOld),
+                (LockReply::Full, _) => self.decline(waiting, Answer::Failed(Code::Overloaded)),
                 (LockReply::Held(seen), _) => {
                     takeovers.extend(self.judge(waiting, seen, now_ms));
                 }
@@ -232,8 +233,8 @@ impl Locks {
         let replies = self.local.lock(requests, now_ms);
         for ((mut waiting, request), reply) in group.into_iter().zip(requests).zip(replies) {
             match (reply, request.record) {
-                (MemoryReply::Full, _) => self.decline(waiting, Answer::Failed(Code::Overloaded)),
-                (MemoryReply::Cache(LockReply::Acquired), Some(record)) => {
+                (LockReply::Full, _) => self.decline(waiting, Answer::Failed(Code::Overloaded)),
+                (LockReply::Acquired, Some(record)) => {
                     self.count("local");
                     waiting.attempt.accepted.unsure = true;
                     self.send(Owned {
@@ -244,7 +245,7 @@ impl Locks {
                         lease_ends,
                     });
                 }
-                (MemoryReply::Cache(LockReply::Held(seen)), _) => {
+                (LockReply::Held(seen), _) => {
                     self.use_local_record(waiting, seen, now_ms, lease_ends);
                 }
                 // An old event whose key cannot be looked up: it may well be a retry, so not 400.

@@ -8,7 +8,7 @@
 //! **Order.** Changes of one call are applied in order; calls take turns.
 //! **Cancellation.** Dropping a call gives back the keys it was still asking the file about.
 //! **Bounds.** Locks in flight or left open, and key entries, each have a number; at the bound of locks
-//! [`Cache::lock`] fails, so that the caller sheds.
+//! a key that nobody has is answered [`LockReply::Full`].
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -100,12 +100,9 @@ impl Cache for EmbeddedCache {
         let ours = taken.filter(|(_, known)| matches!(known, Known::Ours(_)));
         let mut asking =
             Asking { log: &self.log, ours: ours.map(|(request, _)| request).collect() };
-        if known.contains(&Known::Full) {
-            return Err(CacheError("too many idempotency keys in flight".to_owned()));
-        }
         let pages = known.iter().flat_map(|known| match known {
-            Known::Ours(pages) | Known::Free(pages) => pages.as_slice(),
-            Known::Held(_) | Known::Full => &[],
+            Known::Ours(pages) | Known::Free(pages) | Known::Full(pages) => pages.as_slice(),
+            Known::Held(_) => &[],
         });
         let pages: Vec<i64> = pages.copied().collect();
         let mut done = HashMap::new();
@@ -119,7 +116,8 @@ impl Cache for EmbeddedCache {
             match (done.get(&request.key).copied(), known) {
                 (Some(record), _) | (None, Known::Held(record)) => LockReply::Held(record),
                 (None, Known::Free(_)) => LockReply::Free,
-                (None, Known::Ours(_) | Known::Full) => LockReply::Acquired,
+                (None, Known::Ours(_)) => LockReply::Acquired,
+                (None, Known::Full(_)) => LockReply::Full,
             }
         });
         Ok(replies.collect())

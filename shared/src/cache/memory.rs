@@ -9,19 +9,10 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::{LOCK_LIFE, LockChange, LockKey, LockRecord, LockReply, LockRequest, LockState};
 
-/// The answer to a [`LockRequest`] by a table that may be full.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum MemoryReply {
-    /// As the shared cache answers.
-    Cache(LockReply),
-    /// Every place is taken by an attempt in flight: shed the request.
-    Full,
-}
-
 /// A bounded table of idempotency locks.
 ///
 /// At the bound the oldest settled keys (done or open) are forgotten first; keys in flight never are,
-/// before their day is over.
+/// before their day is over: then a table is [`LockReply::Full`].
 pub struct MemoryLocks {
     capacity: usize,
     table: Mutex<Table>,
@@ -34,23 +25,20 @@ impl MemoryLocks {
     }
 
     /// Tries to own each key, as [`super::Cache::lock`] does; answers in order.
-    pub fn lock(&self, requests: &[LockRequest], now_ms: i64) -> Vec<MemoryReply> {
+    pub fn lock(&self, requests: &[LockRequest], now_ms: i64) -> Vec<LockReply> {
         let mut table = self.table();
         table.expire(now_ms);
         let dies_at_ms = now_ms.saturating_add(life_ms());
         requests
             .iter()
-            .map(|request| {
-                let reply = match (table.get(&request.key), request.record) {
-                    (Some(held), _) => LockReply::Held(held),
-                    (None, None) => LockReply::Free,
-                    (None, Some(_)) if !table.make_room(self.capacity) => return MemoryReply::Full,
-                    (None, Some(record)) => {
-                        table.put(request.key, record, dies_at_ms);
-                        LockReply::Acquired
-                    }
-                };
-                MemoryReply::Cache(reply)
+            .map(|request| match (table.get(&request.key), request.record) {
+                (Some(held), _) => LockReply::Held(held),
+                (None, None) => LockReply::Free,
+                (None, Some(_)) if !table.make_room(self.capacity) => LockReply::Full,
+                (None, Some(record)) => {
+                    table.put(request.key, record, dies_at_ms);
+                    LockReply::Acquired
+                }
             })
             .collect()
     }

@@ -40,6 +40,9 @@ pub enum LockReply {
     Held(LockRecord),
     /// Nobody had the key, and the caller only looked.
     Free,
+    /// Nobody had the key, and there is no room for one more; nothing was written. The cache works: shed
+    /// this request, use no local lock.
+    Full,
 }
 
 /// One change to a lock after the attempt.
@@ -75,6 +78,8 @@ pub enum CachedKey {
 /// **Order.** Changes of one call are applied in order; calls that overlap are not ordered.
 /// **Duplicates.** Every call may be repeated harmlessly.
 /// **Cancellation.** Dropping a call leaves it unknown whether it happened.
+/// **Bounds.** An engine with a bound of its own answers [`LockReply::Full`] for each key that does not
+/// fit, and the other keys of the call as ever. Redis has none: short of memory, it fails.
 /// **Time.** Every call answers within the engine's own timeout or fails with [`CacheError`].
 #[async_trait]
 pub trait Cache: Send + Sync {

@@ -178,12 +178,14 @@ async fn at_the_bound_no_lock_is_given_and_none_is_left_behind() {
     let cache = EmbeddedCache::new(&log, EmbeddedCacheBounds { locks: 3, keys: 4 });
     let some: Vec<LockRequest> = (0..2).map(|id| request(id, 1)).collect();
     cache.lock(&some).await.unwrap();
-    let more: Vec<LockRequest> = (2..4).map(|id| request(id, 1)).collect();
-    cache.lock(&more).await.unwrap_err();
-    assert_eq!(lock(&cache, &request(2, 5)).await, LockReply::Acquired, "given back");
-    assert_eq!(lock(&cache, &look(3)).await, LockReply::Free, "looking needs no room");
-    cache.lock(&[request(3, 5)]).await.unwrap_err();
-    assert!(matches!(lock(&cache, &request(0, 5)).await, LockReply::Held(_)), "still answered");
+    let more = [request(2, 1), request(3, 1), request(0, 5), look(3)];
+    let replies = cache.lock(&more).await.unwrap();
+    let known = LockReply::Held(held(&some[0]));
+    assert_eq!(replies, [LockReply::Acquired, LockReply::Full, known, LockReply::Free]);
+    assert_eq!(lock(&cache, &request(3, 5)).await, LockReply::Full);
+    let release = LockChange::Swap { key: more[0].key, expected: held(&more[0]), record: None };
+    assert_eq!(cache.settle(&[release]).await.unwrap(), [true]);
+    assert_eq!(lock(&cache, &request(3, 5)).await, LockReply::Acquired, "nothing was left behind");
 }
 
 #[tokio::test]

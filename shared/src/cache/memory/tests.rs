@@ -20,7 +20,7 @@ fn record(fingerprint: u8, owner: u64, state: LockState, now_ms: i64) -> LockRec
     }
 }
 
-fn lock_one(locks: &MemoryLocks, number: u8, record: LockRecord, now_ms: i64) -> MemoryReply {
+fn lock_one(locks: &MemoryLocks, number: u8, record: LockRecord, now_ms: i64) -> LockReply {
     locks.lock(&[LockRequest { key: key(number), record: Some(record) }], now_ms).remove(0)
 }
 
@@ -29,38 +29,33 @@ fn finish(locks: &MemoryLocks, number: u8, now_ms: i64) {
     assert_eq!(locks.settle(&[LockChange::Finish(key(number), done)], now_ms), [true]);
 }
 
-const ACQUIRED: MemoryReply = MemoryReply::Cache(LockReply::Acquired);
-
 #[test]
 fn at_the_bound_the_oldest_settled_key_goes_and_one_in_flight_never() {
     let locks = MemoryLocks::new(3);
     for number in 0..3 {
         let mine = record(number, 0, LockState::InFlight, 0);
-        assert_eq!(lock_one(&locks, number, mine, i64::from(number)), ACQUIRED);
+        assert_eq!(lock_one(&locks, number, mine, i64::from(number)), LockReply::Acquired);
     }
     let late = record(9, 0, LockState::InFlight, 10);
-    assert_eq!(lock_one(&locks, 9, late, 10), MemoryReply::Full);
+    assert_eq!(lock_one(&locks, 9, late, 10), LockReply::Full);
     finish(&locks, 2, 11);
     finish(&locks, 1, 12);
-    assert_eq!(lock_one(&locks, 9, late, 13), ACQUIRED);
+    assert_eq!(lock_one(&locks, 9, late, 13), LockReply::Acquired);
     assert_eq!(locks.len(), 3);
     // 1 was settled after 2, but is older.
-    assert!(matches!(lock_one(&locks, 2, late, 13), MemoryReply::Cache(LockReply::Held(_))));
-    assert!(matches!(lock_one(&locks, 0, late, 13), MemoryReply::Cache(LockReply::Held(_))));
-    assert_eq!(lock_one(&locks, 1, late, 13), ACQUIRED);
+    assert!(matches!(lock_one(&locks, 2, late, 13), LockReply::Held(_)));
+    assert!(matches!(lock_one(&locks, 0, late, 13), LockReply::Held(_)));
+    assert_eq!(lock_one(&locks, 1, late, 13), LockReply::Acquired);
 }
 
 #[test]
 fn a_key_is_forgotten_a_day_after_its_first_attempt_and_not_before() {
     let locks = MemoryLocks::new(3);
     let mine = record(1, 0, LockState::InFlight, 0);
-    assert_eq!(lock_one(&locks, 1, mine, 0), ACQUIRED);
+    assert_eq!(lock_one(&locks, 1, mine, 0), LockReply::Acquired);
     finish(&locks, 1, DAY_MS / 2);
-    assert!(matches!(
-        lock_one(&locks, 1, mine, DAY_MS - 1),
-        MemoryReply::Cache(LockReply::Held(_))
-    ));
-    assert_eq!(lock_one(&locks, 1, mine, DAY_MS), ACQUIRED);
+    assert!(matches!(lock_one(&locks, 1, mine, DAY_MS - 1), LockReply::Held(_)));
+    assert_eq!(lock_one(&locks, 1, mine, DAY_MS), LockReply::Acquired);
 }
 
 #[derive(Debug, Clone)]
@@ -93,17 +88,17 @@ fn check_lock(locks: &MemoryLocks, model: &mut Model, asked: LockRequest, now_ms
     let reply = locks.lock(std::slice::from_ref(&asked), now_ms).remove(0);
     let known = model.get(&asked.key).copied();
     match (reply, known) {
-        (MemoryReply::Cache(LockReply::Held(held)), Some((record, _))) => assert_eq!(held, record),
-        (MemoryReply::Cache(LockReply::Acquired), known) => {
+        (LockReply::Held(held), Some((record, _))) => assert_eq!(held, record),
+        (LockReply::Acquired, known) => {
             if let Some((record, _)) = known {
                 assert_ne!(record.state, LockState::InFlight, "two owners of one key");
                 assert!(full, "forgotten although the bound was never reached");
             }
             model.insert(asked.key, (asked.record.unwrap(), now_ms + DAY_MS));
         }
-        (MemoryReply::Cache(LockReply::Free), _) => panic!("nobody only looked"),
-        (MemoryReply::Full, _) => assert!(full, "full below the bound"),
-        (MemoryReply::Cache(LockReply::Held(held)), None) => panic!("held by nobody: {held:?}"),
+        (LockReply::Free, _) => panic!("nobody only looked"),
+        (LockReply::Full, _) => assert!(full, "full below the bound"),
+        (LockReply::Held(held), None) => panic!("held by nobody: {held:?}"),
     }
 }
 

@@ -49,8 +49,9 @@ pub(crate) enum Known {
     Ours(Vec<i64>),
     /// Nobody in memory has it, and the caller only looked; one of these rows may say that it is done.
     Free(Vec<i64>),
-    /// No room for another lock.
-    Full,
+    /// Nobody in memory has it, and there is no room for another lock; one of these rows may say that it
+    /// is done.
+    Full(Vec<i64>),
 }
 
 /// Outcomes frozen to become a run, and the last row of `outcome_groups` they came from.
@@ -226,7 +227,7 @@ impl State {
         let pages = young.filter_map(|run| run.page_of(key)).collect();
         let Some(record) = request.record else { return Known::Free(pages) };
         if self.held.len() >= max_held {
-            return Known::Full;
+            return Known::Full(pages);
         }
         self.held.insert(key, record);
         Known::Ours(pages)
