@@ -11,6 +11,9 @@
 //! it is read by the same repairs, partition beside partition, after the hub is ready, and only
 //! remembered. Until it is read nothing newer of that partition is shown, so a repeat is known even when
 //! it comes first.
+//!
+//! A log that ends before what the hub has seen was cut, and its offsets no longer mean what they meant:
+//! the hub writes a new epoch. In a new epoch every stream starts over, and is told so.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -71,6 +74,8 @@ pub(crate) struct Hub {
     bus: Box<dyn Subscription>,
     partitions: Vec<Link>,
     repeats: Repeats,
+    /// The log looked cut at the last check.
+    looked_cut: bool,
     reads: (mpsc::Sender<ReadDone>, mpsc::Receiver<ReadDone>),
     registry: Arc<Registry>,
     metrics: Arc<LiveMetrics>,
@@ -105,6 +110,7 @@ impl Hub {
             bus,
             partitions: Vec::new(),
             repeats: Repeats::new(window_ms),
+            looked_cut: false,
             reads: mpsc::channel(channels.len().max(1)),
             registry,
             metrics,
@@ -151,7 +157,7 @@ impl Hub {
                 },
                 Some(done) = self.reads.1.recv() => self.take_read(done),
                 _ = looks.tick() => self.look_over(),
-                _ = epochs.tick() => self.check_epoch().await,
+                _ = epochs.tick() => self.check_log().await,
             }
         }
     }
@@ -278,19 +284,39 @@ impl Hub {
         }
     }
 
-    async fn check_epoch(&mut self) {
-        let Ok(identity) = self.engine.identity.identity().await else { return };
-        if identity.epoch == self.epoch {
-            return;
+    /// Looks whether the log is still the one the hub stands in; starts over when it is not.
+    async fn check_log(&mut self) {
+        match self.epoch_in_force().await {
+            Ok(epoch) if epoch == self.epoch => return,
+            Ok(epoch) => self.epoch = epoch,
+            Err(error) => return tracing::debug!(%error, "the log's epoch is not known now"),
         }
         tracing::error!("the log is another one: live streams start over");
-        self.epoch = identity.epoch;
         self.registry.tell_gap();
         if let Err(error) = self.stand_at_the_end().await {
             tracing::warn!(%error, "the new log cannot be read yet");
             // Asked again at the next check.
             self.epoch = Uuid::nil();
         }
+    }
+
+    /// The log's epoch: a new one when the log was cut.
+    async fn epoch_in_force(&mut self) -> Result<Uuid, LogError> {
+        let epoch = self.engine.identity.identity().await?.epoch;
+        if epoch != self.epoch {
+            return Ok(epoch);
+        }
+        let bounds = self.engine.log.bounds(Topic::Raw).await?;
+        let ends_early = |(link, bounds): (&Link, &Bounds)| link.chain.seen() >= bounds.next;
+        let cut = self.partitions.iter().zip(&bounds).any(ends_early);
+        // Two looks in a row must say so: a broker that just became the leader may know less for a
+        // moment, and a new epoch makes the store read everything again.
+        if !std::mem::replace(&mut self.looked_cut, cut) || !cut {
+            return Ok(epoch);
+        }
+        tracing::error!("the log ends before what was shown, it was cut: starting a new epoch");
+        self.looked_cut = false;
+        Ok(self.engine.identity.renew(epoch).await?.epoch)
     }
 
     fn partition_mut(&mut self, number: Partition) -> Option<&mut Link> {

@@ -3,6 +3,9 @@
 //! It commits only after the publish succeeded, so a range is published at least once; the hubs drop
 //! what they know. Every owned partition's position is told each second even when nothing happens, so
 //! that a hub notices a lost last range and a dead relay.
+//!
+//! A place beyond the end of the log means that the log was cut: the relay writes a new epoch, and reads
+//! from the first offset as after every new epoch.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -68,7 +71,9 @@ impl Relay {
             tokio::select! {
                 event = self.consumer.next() => self.handle(event?).await,
                 _ = positions.tick() => self.tell_positions().await,
-                _ = epochs.tick() => self.check_epoch().await,
+                _ = epochs.tick() => if let Err(error) = self.check_epoch().await {
+                    tracing::debug!(%error, "the log's epoch is not known now");
+                },
             }
         }
     }
@@ -85,7 +90,7 @@ impl Relay {
             LogEvent::OutOfRange(partition) => {
                 let partitions =
                     partition.map_or_else(|| self.places.keys().copied().collect(), |p| vec![p]);
-                self.go_to_committed(&partitions).await;
+                self.return_into_the_log(&partitions).await;
             }
         }
     }
@@ -108,8 +113,8 @@ impl Relay {
     }
 
     /// The committed place, or the end of the log where there is none: what was logged before anybody
-    /// relayed is history, not live. A place outside the log is moved to its nearest end; that the log
-    /// was cut is for the store's group to judge.
+    /// relayed is history, not live. One beyond the log is sought all the same: the log itself says that
+    /// it is out of range, while its bounds may be a moment old.
     async fn find_places(
         &mut self,
         partitions: &[Partition],
@@ -118,9 +123,40 @@ impl Relay {
         let bounds = self.engine.log.bounds(Topic::Raw).await?;
         let place = |(&partition, committed): (&Partition, Option<Offset>)| {
             let Bounds { first, next } = *bounds.get(usize::try_from(partition).ok()?)?;
-            Some((partition, committed.unwrap_or(next).clamp(first, next)))
+            Some((partition, committed.unwrap_or(next).max(first)))
         };
         Ok(partitions.iter().zip(committed).filter_map(place).collect())
+    }
+
+    /// The log has nothing at our places, and delivers nothing there until they are sought again.
+    async fn return_into_the_log(&mut self, partitions: &[Partition]) {
+        let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
+        while let Err(error) = self.judge_places(partitions).await {
+            tracing::warn!(%error, "places not judged yet");
+            sleep(backoff.next_delay()).await;
+        }
+    }
+
+    /// Goes on where retention has left something; makes a new epoch when the log was cut.
+    async fn judge_places(&mut self, partitions: &[Partition]) -> Result<(), LogError> {
+        let bounds = self.engine.log.bounds(Topic::Raw).await?;
+        for &partition in partitions {
+            let bounds = usize::try_from(partition).ok().and_then(|index| bounds.get(index));
+            let place = self.places.get(&partition).copied();
+            let (Some(&Bounds { first, next }), Some(place)) = (bounds, place) else { continue };
+            if place > next {
+                tracing::error!(
+                    partition,
+                    place,
+                    log_ends_at = next,
+                    "the log was cut: starting a new epoch"
+                );
+                self.engine.identity.renew(self.epoch).await?;
+                return self.check_epoch().await;
+            }
+            self.go_to(partition, place.max(first));
+        }
+        Ok(())
     }
 
     fn go_to(&mut self, partition: Partition, place: Offset) {
@@ -170,13 +206,13 @@ impl Relay {
     }
 
     /// A new epoch is read from its first offset, as by the store.
-    async fn check_epoch(&mut self) {
-        let Ok(identity) = self.engine.identity.identity().await else { return };
-        if identity.epoch == self.epoch {
-            return;
+    async fn check_epoch(&mut self) -> Result<(), LogError> {
+        let epoch = self.engine.identity.identity().await?.epoch;
+        if epoch == self.epoch {
+            return Ok(());
         }
-        let Ok(bounds) = self.engine.log.bounds(Topic::Raw).await else { return };
-        self.epoch = identity.epoch;
+        let bounds = self.engine.log.bounds(Topic::Raw).await?;
+        self.epoch = epoch;
         let partitions: Vec<_> = self.places.keys().copied().collect();
         for partition in partitions {
             let index = usize::try_from(partition).ok();
@@ -184,5 +220,6 @@ impl Relay {
                 self.go_to(partition, bounds.first);
             }
         }
+        Ok(())
     }
 }

@@ -6,6 +6,7 @@
 
 mod bad_start;
 mod cut_log;
+mod cut_while_live;
 mod fallen_out;
 mod first_place;
 mod full_log;

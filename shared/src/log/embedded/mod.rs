@@ -35,6 +35,8 @@ use super::{
 use crate::clock::unix_ms;
 
 mod coordinator;
+#[cfg(feature = "testing")]
+pub mod damage;
 mod delivery;
 pub(crate) mod fault;
 mod file;

@@ -1,0 +1,108 @@
+//! The log is cut before the eyes of the dashboards: no consumer runs here, so it is the broadcaster that
+//! must notice.
+
+use pulsestream_e2e::client::{Client, Dashboard, PATIENCE, event};
+use pulsestream_e2e::harness::{self, Engines, Home, Running};
+use pulsestream_e2e::on_both;
+use pulsestream_shared::auth::Keyring;
+use pulsestream_shared::log::{self, EventLog, LIVE_GROUP, LogEvent};
+use pulsestream_shared::service::Context;
+use pulsestream_shared::testing::wait_for;
+use serde_json::json;
+use uuid::Uuid;
+
+use crate::support::{Log, Site, devices, kafka_config};
+
+on_both!(
+    a_log_cut_under_a_running_broadcaster_gets_a_new_epoch,
+    a_live_place_beyond_the_log_gets_a_new_epoch,
+);
+
+/// A gateway and a broadcaster in one process, for the embedded log has room for no second one.
+async fn start(home: &Home) -> Running {
+    harness::start(home, pulsestream_broadcaster::ROLE, async |context: Context| {
+        let keyring = Keyring::open(&context).await?;
+        let gateway = pulsestream_gateway::build(context.clone(), keyring.clone()).await?;
+        Ok(gateway.merge(pulsestream_broadcaster::build(context, keyring).await?))
+    })
+    .await
+}
+
+async fn epoch(home: &Home) -> Uuid {
+    let log = Log::attach(home).await;
+    let epoch = log.identity().await.epoch;
+    log.close().await;
+    epoch
+}
+
+/// What is posted now is shown to a dashboard that connects now.
+async fn shows_what_comes(site: &Site, running: &Running) {
+    let mut dashboard = Dashboard::connect(&running.url, &site.key, "").await.expect("connected");
+    let client = Client::new(&running.url, &site.key);
+    let (id, body) = (Uuid::new_v4(), event(Uuid::new_v4(), 1.0));
+    // A topic that was just made again takes a moment to be found by the producer.
+    wait_for("the event to be accepted", PATIENCE, async || {
+        let answer = client.post(id, &body).await.expect("an answer");
+        assert!([202, 409, 503].contains(&answer.status), "{answer:?}");
+        answer.status == 202
+    })
+    .await;
+    while dashboard.next().await["id"] != json!(id) {}
+}
+
+async fn a_log_cut_under_a_running_broadcaster_gets_a_new_epoch(engines: Engines) {
+    let site = Site::new(engines).await;
+    let running = start(&site.home).await;
+    let mut dashboard = Dashboard::connect(&running.url, &site.key, "").await.expect("connected");
+    let posted = site.post(&running, &devices(6), 3).await;
+    dashboard.take(posted.len()).await;
+    let before = epoch(&site.home).await;
+
+    let config = site.home.config();
+    match engines {
+        Engines::Embedded => {
+            log::embedded::damage::empty_raw(&config.embedded.data_dir).await.expect("emptied");
+        }
+        Engines::Servers => {
+            log::kafka::damage::recreate_raw(&kafka_config(&config)).await.expect("recreated");
+        }
+    }
+    assert_eq!(dashboard.close_code().await, 4008, "it must connect again: offsets start over");
+    assert_ne!(epoch(&site.home).await, before);
+    shows_what_comes(&site, &running).await;
+    running.stop().await;
+    site.remove().await;
+}
+
+async fn a_live_place_beyond_the_log_gets_a_new_epoch(engines: Engines) {
+    let site = Site::new(engines).await;
+    let expected = site.accept(&devices(6), 3).await;
+    site.store_all(expected.len()).await;
+    let log = Log::open(&site.home).await;
+    let before = log.identity().await.epoch;
+    commit_beyond(log.port()).await;
+    log.close().await;
+
+    let running = start(&site.home).await;
+    wait_for("a new epoch", PATIENCE, async || epoch(&site.home).await != before).await;
+    shows_what_comes(&site, &running).await;
+    running.stop().await;
+    site.remove().await;
+}
+
+/// Leaves the live group at a place that no partition reaches.
+async fn commit_beyond(log: &dyn EventLog) {
+    let mut member = log.consume(LIVE_GROUP).await.expect("a member");
+    let partitions = loop {
+        if let LogEvent::Assigned(partitions) = member.next().await.expect("the member lives") {
+            break partitions;
+        }
+    };
+    partitions.iter().for_each(|partition| member.commit(*partition, 1_000));
+    let beyond = vec![Some(1_000); partitions.len()];
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    while member.committed(&partitions).await.expect("places") != beyond {
+        assert!(tokio::time::Instant::now() < deadline, "not committed in time");
+        tokio::task::yield_now().await;
+    }
+}
