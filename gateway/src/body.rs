@@ -1,5 +1,9 @@
-//! The body of `POST /v1/events`: JSON in, an event or every fault of every field out.
+//! One event as a device sends it: JSON in, an event or every fault of every field out.
+//!
+//! A faultless event is read in one pass. Anything else is read again field by field, so that one wrong
+//! field hides no other: only senders at fault pay for that.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use pulsestream_shared::config;
@@ -18,10 +22,28 @@ pub(crate) struct Draft {
     pub(crate) too_old: bool,
 }
 
+/// The fields of a faultless event.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Plain<'a> {
+    #[serde(borrow, default)]
+    id: Option<&'a RawValue>,
+    #[serde(borrow)]
+    device_id: Cow<'a, str>,
+    #[serde(borrow)]
+    event_type: Cow<'a, str>,
+    value: f64,
+    timestamp: i64,
+    #[serde(borrow, default)]
+    metadata: Option<&'a RawValue>,
+}
+
 /// The fields, each as the text it came in, so that one wrong field hides no other.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Fields<'a> {
+    #[serde(borrow, default)]
+    id: Option<&'a RawValue>,
     #[serde(borrow, default)]
     device_id: Option<&'a RawValue>,
     #[serde(borrow, default)]
@@ -34,13 +56,68 @@ struct Fields<'a> {
     metadata: Option<&'a RawValue>,
 }
 
-/// Reads and checks a body.
+/// Where an event's id comes from.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Id {
+    /// From the request; a field `id` is ignored like any unknown one.
+    Given(EventId),
+    /// From the field `id`; where that is absent, this one, else it is a fault.
+    Field(Option<EventId>),
+}
+
+impl Id {
+    fn of(self, field: Option<&RawValue>) -> Result<EventId, String> {
+        match (self, field) {
+            (Self::Given(id), _) | (Self::Field(Some(id)), None) => Ok(id),
+            (Self::Field(None), None) => {
+                Err("must be a UUID when the request has no Idempotency-Key".to_owned())
+            }
+            (Self::Field(_), Some(_)) => EventId::parse(&string(field)?)
+                .ok_or_else(|| "must be a UUID in hyphenated form".to_owned()),
+        }
+    }
+}
+
+/// Reads and checks an event.
 ///
 /// # Errors
 /// 400 with the place of the fault when it is not JSON, 400 with every faulty field otherwise.
 pub(crate) fn read(
     body: &[u8],
-    id: EventId,
+    id: Id,
+    now_ms: i64,
+    config: &config::Ingest,
+) -> Result<Draft, Problem> {
+    match read_plain(body, id, now_ms, config) {
+        Some(draft) => Ok(draft),
+        None => read_fields(body, id, now_ms, config),
+    }
+}
+
+/// `None` for anything that is not right in every field.
+fn read_plain(body: &[u8], id: Id, now_ms: i64, config: &config::Ingest) -> Option<Draft> {
+    // An array of the right values would be read as the struct.
+    if body.trim_ascii_start().first() != Some(&b'{') {
+        return None;
+    }
+    let plain: Plain<'_> = serde_json::from_slice(body).ok()?;
+    let event = Event {
+        id: id.of(plain.id).ok()?,
+        device_id: DeviceId::parse(&plain.device_id)?,
+        event_type: checked_event_type(plain.event_type.into_owned()).ok()?,
+        value: Some(plain.value).filter(|value| value.is_finite())?,
+        timestamp_ms: Some(plain.timestamp).filter(|timestamp| *timestamp > 0)?,
+        metadata: plain.metadata.map(Metadata::from_json).transpose().ok()?,
+    };
+    match age(event.timestamp_ms, now_ms, config) {
+        Age::Ahead => None,
+        age => Some(Draft { event, too_old: age == Age::TooOld }),
+    }
+}
+
+fn read_fields(
+    body: &[u8],
+    id: Id,
     now_ms: i64,
     config: &config::Ingest,
 ) -> Result<Draft, Problem> {
@@ -51,6 +128,7 @@ pub(crate) fn read(
     }
     let fields: Fields<'_> = serde_json::from_str(raw.get()).map_err(|error| not_json(&error))?;
     let mut faults = Faults::default();
+    let id = faults.keep("id", id.of(fields.id));
     let device_id = faults.keep("deviceId", device_id(fields.device_id));
     let event_type = faults.keep("eventType", event_type(fields.event_type));
     let value = faults.keep("value", number(fields.value));
@@ -60,10 +138,15 @@ pub(crate) fn read(
     if age == Age::Ahead || (age == Age::TooOld && !faults.0.is_empty()) {
         faults.add("timestamp", drift_message(config));
     }
-    match (device_id, event_type, value, timestamp_ms, metadata) {
-        (Some(device_id), Some(event_type), Some(value), Some(timestamp_ms), Some(metadata))
-            if faults.0.is_empty() =>
-        {
+    match (id, device_id, event_type, value, timestamp_ms, metadata) {
+        (
+            Some(id),
+            Some(device_id),
+            Some(event_type),
+            Some(value),
+            Some(timestamp_ms),
+            Some(metadata),
+        ) if faults.0.is_empty() => {
             let event = Event { id, device_id, event_type, value, timestamp_ms, metadata };
             Ok(Draft { event, too_old: age == Age::TooOld })
         }
@@ -149,7 +232,10 @@ fn device_id(raw: Option<&RawValue>) -> Result<DeviceId, String> {
 }
 
 fn event_type(raw: Option<&RawValue>) -> Result<String, String> {
-    let text = string(raw)?;
+    checked_event_type(string(raw)?)
+}
+
+fn checked_event_type(text: String) -> Result<String, String> {
     let chars = text.chars().count();
     if chars < *EVENT_TYPE_CHARS.start() {
         return Err("Too small: expected string to have >=2 characters".to_owned());

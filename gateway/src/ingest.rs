@@ -59,7 +59,7 @@ impl Ingest {
         check_headers(&parts.headers, self.config.max_body_bytes)?;
         let bytes = self.read_body(body, deadline).await?;
         let received_at_us = clock::unix_us();
-        let draft = body::read(&bytes, id, received_at_us / 1_000, &self.config)?;
+        let draft = body::read(&bytes, body::Id::Given(id), received_at_us / 1_000, &self.config)?;
         let device = Success::new(&draft.event);
         let attempt = Attempt {
             key: LockKey { client: key.client, id },
@@ -82,7 +82,7 @@ impl Ingest {
         };
         match answer {
             Answer::Accepted { local } => Ok(Success { local, ..device }),
-            Answer::Replayed => Ok(Success { replayed: true, ..device }),
+            Answer::Replayed { .. } => Ok(Success { replayed: true, ..device }),
             Answer::TooOld => Err(body::too_old(&self.config)),
             Answer::Failed(code) => Err(code.into()),
         }

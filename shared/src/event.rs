@@ -91,9 +91,9 @@ impl Event {
         let metadata_bytes = self.metadata.as_ref().map_or(0, |metadata| metadata.as_json().len());
         let mut json = String::with_capacity(192 + self.event_type.len() + metadata_bytes);
         json.push_str("{\"id\":\"");
-        push(&mut json, self.id.0.as_hyphenated());
+        push_uuid(&mut json, self.id.0);
         json.push_str("\",\"deviceId\":\"");
-        push(&mut json, self.device_id.0.as_hyphenated());
+        push_uuid(&mut json, self.device_id.0);
         json.push_str("\",\"eventType\":");
         push_json_string(&mut json, &self.event_type);
         json.push_str(",\"value\":");
@@ -107,6 +107,10 @@ impl Event {
         json.push('}');
         json.into_bytes()
     }
+}
+
+fn push_uuid(out: &mut String, uuid: Uuid) {
+    out.push_str(uuid.as_hyphenated().encode_lower(&mut Uuid::encode_buffer()));
 }
 
 fn push(out: &mut String, value: impl fmt::Display) {

@@ -38,7 +38,7 @@ impl Lane {
     async fn append_group(&self, mut group: Vec<Owned>) {
         let now = Instant::now();
         // A lease that ran out while the attempt waited here may belong to somebody else by now.
-        for late in group.extract_if(.., |owned| owned.lease_ends <= now) {
+        for late in group.extract_if(.., |owned| owned.lease.ends <= now) {
             late.waiting.answer(Answer::Failed(Code::OutcomeUnknown));
         }
         if group.is_empty() {
@@ -62,7 +62,7 @@ impl Lane {
 
     fn record(&self, owned: &Owned) -> NewRecord {
         let attempt = &owned.waiting.attempt;
-        let outcome = Outcome { key: attempt.key, record: done(&owned.record) };
+        let outcome = Outcome { key: attempt.key, record: done(&owned.lease.record) };
         NewRecord { outcome: Some(outcome), ..encode(&attempt.accepted, self.partitions) }
     }
 
@@ -73,20 +73,20 @@ impl Lane {
                 #[expect(clippy::cast_precision_loss, reason = "a histogram of seconds")]
                 let age_seconds = (clock::unix_us() - received_at_us).max(0) as f64 / 1e6;
                 self.metrics.freshness.with_label_values(&["logged"]).observe(age_seconds);
-                Change::finish(&owned).queue(&self.settle, &self.metrics);
-                let local = owned.local;
+                Change::finish(&owned.lease).queue(&self.settle, &self.metrics);
+                let local = owned.lease.local;
                 owned.waiting.answer(Answer::Accepted { local });
             }
             Err(AppendError::Refused(reason)) => {
                 self.count("refused");
                 tracing::warn!(%reason, "record refused");
-                Change::release(&owned).queue(&self.settle, &self.metrics);
+                Change::release(&owned.lease).queue(&self.settle, &self.metrics);
                 owned.waiting.answer(Answer::Failed(Code::LogUnavailable));
             }
             Err(AppendError::Unavailable(reason)) => {
                 self.count("unavailable");
                 tracing::debug!(%reason, "log unavailable");
-                Change::release(&owned).queue(&self.settle, &self.metrics);
+                Change::release(&owned.lease).queue(&self.settle, &self.metrics);
                 owned.waiting.answer(Answer::Failed(Code::LogUnavailable));
             }
             // The record may be in the log: the key keeps its lease and its fingerprint.

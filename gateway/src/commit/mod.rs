@@ -16,9 +16,8 @@
 //! runs to its end whether or not its client still waits.
 
 use std::sync::Arc;
-use std::time::Duration;
 
-use pulsestream_shared::cache::{Fingerprint, LockKey, LockRecord};
+use pulsestream_shared::cache::{Fingerprint, LockKey};
 use pulsestream_shared::codec::Accepted;
 use pulsestream_shared::log::partition_of;
 use pulsestream_shared::problem::Code;
@@ -32,8 +31,10 @@ mod breaker;
 mod lane;
 mod locks;
 mod settle;
+mod stage;
 
 use breaker::LaneGate;
+use locks::Lease;
 
 /// Records that go together at most; a lane's group is one produce request.
 const MAX_GROUP: usize = 1_024;
@@ -56,8 +57,8 @@ pub(crate) struct Attempt {
 pub(crate) enum Answer {
     /// In the log. `local` when the shared lock could not be had.
     Accepted { local: bool },
-    /// Was in the log already.
-    Replayed,
+    /// Was in the log already; when the first attempt was, unix milliseconds.
+    Replayed { first_at_ms: i64 },
     /// First seen now, and too old for that.
     TooOld,
     /// Not accepted, or not known to be.
@@ -83,14 +84,7 @@ impl Waiting {
 /// An attempt that owns its key.
 struct Owned {
     waiting: Waiting,
-    record: LockRecord,
-    /// An earlier attempt may be in the log already.
-    taken_over: bool,
-    /// Locked in this process alone.
-    local: bool,
-    /// The record must be handed to the log before this, on the monotonic clock: afterwards somebody
-    /// else may own the key.
-    lease_ends: tokio::time::Instant,
+    lease: Lease,
 }
 
 /// The door to the stages.
@@ -149,22 +143,18 @@ pub(crate) fn start(context: &Context, metrics: Arc<GatewayMetrics>) -> Committe
     }
 
     let (queue, waiting) = mpsc::channel(config.max_in_flight);
-    let locks = locks::Locks {
+    let locks = Arc::new(locks::Locks {
         cache: context.engine.cache.clone(),
         breaker: breaker::CacheBreaker::default(),
         local,
-        lanes,
-        gates: gates.clone(),
-        settle: settle_queue,
         readiness: context.readiness.clone(),
-        metrics,
+        metrics: metrics.clone(),
         lease: config.lease,
         lease_ms: milliseconds(config.lease),
         max_event_age_ms: milliseconds(config.max_event_age),
-    };
-    context.spawn("lock stage", locks.run(waiting, stop));
+    });
+    let stage =
+        stage::LockStage { locks, lanes, gates: gates.clone(), settle: settle_queue, metrics };
+    context.spawn("lock stage", stage.run(waiting, stop));
     Committer { queue, gates }
 }
-
-/// How often a dead cache is asked whether it lives again.
-const PROBE_INTERVAL: Duration = Duration::from_millis(250);

@@ -10,7 +10,8 @@ use pulsestream_shared::cache::{Cache, LockChange};
 use pulsestream_shared::clock;
 use tokio::sync::mpsc;
 
-use super::{MAX_GROUP, Owned};
+use super::MAX_GROUP;
+use super::locks::Lease;
 use crate::idempotency::{after_refusal, done};
 use crate::metrics::GatewayMetrics;
 
@@ -22,19 +23,15 @@ pub(super) struct Change {
 
 impl Change {
     /// The event is in the log.
-    pub(super) fn finish(owned: &Owned) -> Self {
-        let change = LockChange::Finish(owned.waiting.attempt.key, done(&owned.record));
-        Self { change, local: owned.local }
+    pub(super) fn finish(lease: &Lease) -> Self {
+        Self { change: LockChange::Finish(lease.key, done(&lease.record)), local: lease.local }
     }
 
     /// The event is certainly not in the log by this attempt.
-    pub(super) fn release(owned: &Owned) -> Self {
-        let change = LockChange::Swap {
-            key: owned.waiting.attempt.key,
-            expected: owned.record,
-            record: after_refusal(&owned.record, owned.taken_over),
-        };
-        Self { change, local: owned.local }
+    pub(super) fn release(lease: &Lease) -> Self {
+        let record = after_refusal(&lease.record, lease.taken_over);
+        let change = LockChange::Swap { key: lease.key, expected: lease.record, record };
+        Self { change, local: lease.local }
     }
 
     /// Queues the change, or counts it as lost when too many wait.

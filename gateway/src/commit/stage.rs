@@ -1,0 +1,81 @@
+//! The lock stage: single events on their way from requests to lanes, locked in groups.
+
+use std::sync::Arc;
+
+use pulsestream_shared::problem::Code;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use super::breaker::LaneGate;
+use super::locks::{Age, Claim, Lease, Locks};
+use super::settle::Change;
+use super::{Answer, Attempt, MAX_GROUP, Owned, Waiting};
+use crate::metrics::GatewayMetrics;
+
+pub(super) struct LockStage {
+    pub(super) locks: Arc<Locks>,
+    pub(super) lanes: Vec<mpsc::Sender<Owned>>,
+    pub(super) gates: Arc<[LaneGate]>,
+    pub(super) settle: mpsc::Sender<Change>,
+    pub(super) metrics: Arc<GatewayMetrics>,
+}
+
+impl LockStage {
+    /// Runs until `stop`, then until the queue is empty.
+    pub(super) async fn run(self, mut queue: mpsc::Receiver<Waiting>, stop: CancellationToken) {
+        let mut group = Vec::with_capacity(MAX_GROUP);
+        // One for all rounds: begun anew with each group, it would never end under load.
+        let probing = self.locks.probe();
+        tokio::pin!(probing);
+        loop {
+            // Cancel safe: a cancelled recv_many has taken nothing.
+            let taken = tokio::select! {
+                taken = queue.recv_many(&mut group, MAX_GROUP) => taken,
+                () = stop.cancelled() => {
+                    queue.close();
+                    queue.recv_many(&mut group, MAX_GROUP).await
+                }
+                never = &mut probing => match never {},
+            };
+            if taken == 0 {
+                return;
+            }
+            self.lock_group(&mut group).await;
+        }
+    }
+
+    async fn lock_group(&self, group: &mut Vec<Waiting>) {
+        let claims: Vec<_> = group.iter().map(|waiting| claim(&waiting.attempt)).collect();
+        let claimed = self.locks.claim(&claims).await;
+        for (waiting, claimed) in group.drain(..).zip(claimed) {
+            match claimed {
+                Ok(lease) => self.send(waiting, lease),
+                Err(answer) => self.decline(waiting, answer),
+            }
+        }
+    }
+
+    fn send(&self, mut waiting: Waiting, lease: Lease) {
+        waiting.attempt.accepted.unsure = lease.local;
+        let Some(lane) = self.lanes.get(waiting.lane) else { return };
+        let Err(refused) = lane.try_send(Owned { waiting, lease }) else { return };
+        let Owned { waiting, lease } = refused.into_inner();
+        Change::release(&lease).queue(&self.settle, &self.metrics);
+        self.decline(waiting, Answer::Failed(Code::Overloaded));
+    }
+
+    /// Answers an attempt that does not go to the log. Was it the probe of a closed gate, it has told
+    /// nothing about the log: the next attempt may probe.
+    fn decline(&self, waiting: Waiting, answer: Answer) {
+        if let Some(gate) = self.gates.get(waiting.lane) {
+            gate.probe_unused();
+        }
+        waiting.answer(answer);
+    }
+}
+
+fn claim(attempt: &Attempt) -> Claim {
+    let at_ms = attempt.accepted.event.timestamp_ms;
+    let age = if attempt.too_old { Age::Old(at_ms) } else { Age::Young(at_ms) };
+    Claim { key: attempt.key, fingerprint: attempt.fingerprint, age }
+}
