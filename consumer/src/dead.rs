@@ -54,7 +54,7 @@ impl DeadLetters<'_> {
             key,
             value: record.value.clone(),
             headers: headers(letter, record),
-            outcome: None,
+            outcomes: Vec::new(),
         }
     }
 }

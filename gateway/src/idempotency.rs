@@ -1,4 +1,5 @@
-//! What a key that is already known means for a request: a pure function of the record and the time.
+//! What a key that is already known means for a request: pure functions of the record, the event and the
+//! time.
 //!
 //! ```text
 //! other fingerprint        -> refused, lease over or not: the first body keeps the key
@@ -9,6 +10,8 @@
 //! ```
 
 use pulsestream_shared::cache::{Fingerprint, LockRecord, LockState, Owner};
+use pulsestream_shared::event::Event;
+use pulsestream_shared::metadata::Metadata;
 
 /// What to do with a request whose key is known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,6 +24,21 @@ pub(crate) enum Verdict {
     InProgress,
     /// The attempt that had the key is gone; replace its record by one's own.
     TakeOver,
+}
+
+/// Of what an event says, its id apart: neither the spelling of its JSON, nor fields that are ignored, nor
+/// the route it came by make another event of it.
+pub(crate) fn fingerprint(event: &Event) -> Fingerprint {
+    let metadata = event.metadata.as_ref().map_or("", Metadata::as_json);
+    let mut said = Vec::with_capacity(40 + event.event_type.len() + metadata.len());
+    said.extend_from_slice(event.device_id.0.as_bytes());
+    // Adding 0 makes -0 what it is stored as.
+    said.extend_from_slice(&(event.value + 0.0).to_le_bytes());
+    said.extend_from_slice(&event.timestamp_ms.to_le_bytes());
+    said.extend_from_slice(&(event.event_type.len() as u64).to_le_bytes());
+    said.extend_from_slice(event.event_type.as_bytes());
+    said.extend_from_slice(metadata.as_bytes());
+    Fingerprint(xxhash_rust::xxh3::xxh3_128(&said).to_be_bytes())
 }
 
 /// Judges a known key.

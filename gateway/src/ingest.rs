@@ -2,27 +2,26 @@
 
 use std::sync::Arc;
 
-use axum::body::{Body, Bytes};
+use axum::body::Body;
 use axum::extract::State;
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, Request, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use pulsestream_shared::auth::Keyring;
-use pulsestream_shared::cache::{Fingerprint, LockKey};
+use pulsestream_shared::cache::LockKey;
 use pulsestream_shared::clock;
 use pulsestream_shared::codec::Accepted;
 use pulsestream_shared::config;
-use pulsestream_shared::event::{Event, EventId};
+use pulsestream_shared::event::Event;
 use pulsestream_shared::problem::{Code, Problem};
 use pulsestream_shared::store::Scope;
 use tokio::time::{Instant, timeout_at};
 
 use crate::body;
 use crate::commit::{Answer, Attempt, Committer};
+use crate::headers::{LOCAL, REPLAYED, STATUS, TRUE};
+use crate::idempotency::fingerprint;
 use crate::metrics::GatewayMetrics;
-
-const REPLAYED: HeaderName = HeaderName::from_static("idempotency-replayed");
-const STATUS: HeaderName = HeaderName::from_static("idempotency-status");
+use crate::payload::{self, Limits};
 
 /// What the route needs.
 pub(crate) struct Ingest {
@@ -34,19 +33,11 @@ pub(crate) struct Ingest {
 
 pub(crate) async fn accept(State(ingest): State<Arc<Ingest>>, request: Request<Body>) -> Response {
     let result = ingest.accept(request).await;
-    let label = match &result {
-        Ok(accepted) if accepted.replayed => "replayed",
-        Ok(_) => "accepted",
-        Err(problem) => match problem.code() {
-            Code::InProgress => "conflict",
-            Code::IdempotencyMismatch => "mismatch",
-            Code::Overloaded => "shed",
-            Code::OutcomeUnknown => "unknown",
-            Code::LogUnavailable | Code::Unavailable => "unavailable",
-            _ => "rejected",
-        },
-    };
-    ingest.metrics.events.with_label_values(&[label]).inc();
+    match &result {
+        Ok(success) if success.replayed => ingest.metrics.count_events("replayed", 1),
+        Ok(_) => ingest.metrics.count_events("accepted", 1),
+        Err(problem) => ingest.metrics.count_failure(problem.code()),
+    }
     result.map_or_else(Problem::into_response, IntoResponse::into_response)
 }
 
@@ -55,15 +46,16 @@ impl Ingest {
         let deadline = Instant::now() + self.config.request_timeout;
         let (parts, body) = request.into_parts();
         let key = self.keyring.authorize(&parts.headers, Scope::EventsWrite).await?;
-        let id = idempotency_key(&parts.headers)?;
-        check_headers(&parts.headers, self.config.max_body_bytes)?;
-        let bytes = self.read_body(body, deadline).await?;
+        let id = payload::idempotency_key(&parts.headers)?.ok_or(Code::MissingIdempotencyKey)?;
+        check_media_type(&parts.headers)?;
+        let limits = Limits { bytes: self.config.max_body_bytes, what: "an event", deadline };
+        let bytes = payload::read(&parts.headers, body, limits).await?;
         let received_at_us = clock::unix_us();
         let draft = body::read(&bytes, body::Id::Given(id), received_at_us / 1_000, &self.config)?;
         let device = Success::new(&draft.event);
         let attempt = Attempt {
             key: LockKey { client: key.client, id },
-            fingerprint: fingerprint(&bytes),
+            fingerprint: fingerprint(&draft.event),
             too_old: draft.too_old,
             accepted: Accepted {
                 event: draft.event,
@@ -87,54 +79,13 @@ impl Ingest {
             Answer::Failed(code) => Err(code.into()),
         }
     }
-
-    async fn read_body(&self, body: Body, deadline: Instant) -> Result<Bytes, Problem> {
-        let limited = Limited::new(body, self.config.max_body_bytes);
-        match timeout_at(deadline, limited.collect()).await {
-            Err(_) => Err(Code::RequestTimeout.into()),
-            Ok(Ok(collected)) => Ok(collected.to_bytes()),
-            Ok(Err(error)) if error.is::<LengthLimitError>() => {
-                Err(too_large(self.config.max_body_bytes))
-            }
-            Ok(Err(_)) => Err(Problem::from(Code::BadRequest).detail("the body ended too early")),
-        }
-    }
 }
 
-fn idempotency_key(headers: &HeaderMap) -> Result<EventId, Problem> {
-    let mut values = headers.get_all("idempotency-key").iter();
-    let value = values.next().ok_or(Code::MissingIdempotencyKey)?;
-    if values.next().is_some() {
-        return Err(Code::InvalidIdempotencyKey.into());
+fn check_media_type(headers: &HeaderMap) -> Result<(), Problem> {
+    match payload::media_type(headers).as_deref() {
+        None | Some("application/json") => Ok(()),
+        Some(_) => Err(Code::UnsupportedMediaType.into()),
     }
-    let text = value.to_str().unwrap_or_default();
-    // The header is a structured-field string by its draft: quotes are its right spelling.
-    let bare = text.strip_prefix('"').and_then(|text| text.strip_suffix('"')).unwrap_or(text);
-    EventId::parse(bare).ok_or_else(|| Code::InvalidIdempotencyKey.into())
-}
-
-fn check_headers(headers: &HeaderMap, max_body_bytes: usize) -> Result<(), Problem> {
-    let length = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok());
-    if length.and_then(|text| text.parse::<u64>().ok()).is_some_and(|n| n > max_body_bytes as u64) {
-        return Err(too_large(max_body_bytes));
-    }
-    let Some(content_type) = headers.get(header::CONTENT_TYPE) else { return Ok(()) };
-    let essence =
-        content_type.to_str().unwrap_or_default().split(';').next().unwrap_or_default().trim();
-    if essence.eq_ignore_ascii_case("application/json") {
-        Ok(())
-    } else {
-        Err(Code::UnsupportedMediaType.into())
-    }
-}
-
-fn too_large(most: usize) -> Problem {
-    Problem::from(Code::PayloadTooLarge).detail(format!("an event is at most {most} bytes"))
-}
-
-/// Of the body; this route takes one content type, so the type adds nothing.
-fn fingerprint(body: &[u8]) -> Fingerprint {
-    Fingerprint(xxhash_rust::xxh3::xxh3_128(body).to_be_bytes())
 }
 
 /// A `202`.
@@ -161,10 +112,10 @@ impl IntoResponse for Success {
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
         if self.replayed {
-            headers.insert(REPLAYED, HeaderValue::from_static("true"));
+            headers.insert(REPLAYED, TRUE);
         }
         if self.local {
-            headers.insert(STATUS, HeaderValue::from_static("local"));
+            headers.insert(STATUS, LOCAL);
         }
         response
     }

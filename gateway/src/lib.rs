@@ -1,7 +1,7 @@
 //! The gateway: from a device's POST to the log.
 //!
-//! A request walks through few rooms: `router` (admission, counting) → `ingest` (key, body, answer) →
-//! `commit` (lock, append, outcome; in groups). Everything that is the client's fault is found before
+//! A request walks through few rooms: `router` (admission, counting) → `ingest` or `batch` (key, body,
+//! answer) → `commit` (lock, append, outcome; in groups). Everything that is the client's fault is found before
 //! the first lock is taken.
 
 use axum::Router;
@@ -11,11 +11,15 @@ use pulsestream_shared::engine::OpenError;
 use pulsestream_shared::service::{Context, Role};
 use std::sync::Arc;
 
+mod batch;
 mod body;
 mod commit;
+mod encoding;
+mod headers;
 mod idempotency;
 mod ingest;
 mod metrics;
+mod payload;
 mod router;
 
 /// How a gateway process names itself. It cannot work without the log alone: keys and locks have

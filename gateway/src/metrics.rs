@@ -2,6 +2,7 @@
 
 use prometheus::{Histogram, HistogramVec, IntCounterVec, IntGauge};
 use pulsestream_shared::metrics::{GROUP_RECORDS, LATENCY_SECONDS, Metrics};
+use pulsestream_shared::problem::Code;
 use pulsestream_shared::service::Context;
 
 /// The gateway's metrics; all without the prefix `pulsestream_`.
@@ -88,5 +89,30 @@ impl GatewayMetrics {
             new.append_errors.with_label_values(&[kind]);
         }
         new
+    }
+
+    pub(crate) fn count_events(&self, result: &str, events: usize) {
+        if events > 0 {
+            self.events.with_label_values(&[result]).inc_by(events as u64);
+        }
+    }
+
+    pub(crate) fn count_batch(&self, accepted: usize, duplicates: usize, rejected: usize) {
+        self.count_events("accepted", accepted);
+        self.count_events("replayed", duplicates);
+        self.count_events("rejected", rejected);
+    }
+
+    /// A request that failed as a whole.
+    pub(crate) fn count_failure(&self, code: Code) {
+        let result = match code {
+            Code::InProgress => "conflict",
+            Code::IdempotencyMismatch => "mismatch",
+            Code::Overloaded => "shed",
+            Code::OutcomeUnknown => "unknown",
+            Code::LogUnavailable | Code::Unavailable => "unavailable",
+            _ => "rejected",
+        };
+        self.count_events(result, 1);
     }
 }

@@ -12,6 +12,7 @@ use axum::routing::post;
 use prometheus::IntGauge;
 use pulsestream_shared::problem::{Code, Problem};
 
+use crate::batch;
 use crate::ingest::{self, Ingest};
 use crate::metrics::GatewayMetrics;
 
@@ -30,6 +31,10 @@ pub(crate) fn router(
     let admission = Admission { metrics, most };
     Router::new()
         .route("/v1/events", post(ingest::accept).fallback(|method| not_allowed(method, "POST")))
+        .route(
+            "/v1/events/batch",
+            post(batch::accept).fallback(|method| not_allowed(method, "POST")),
+        )
         .with_state(ingest)
         .fallback(|| async { Problem::from(Code::NotFound) })
         .layer(from_fn_with_state(admission, admit))
@@ -96,6 +101,7 @@ fn status_label(status: StatusCode) -> &'static str {
         101 => "101",
         200 => "200",
         202 => "202",
+        207 => "207",
         400 => "400",
         401 => "401",
         403 => "403",

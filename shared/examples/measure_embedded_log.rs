@@ -118,7 +118,7 @@ fn record(outcomes: bool) -> NewRecord {
 }
 
 async fn lock(cache: &EmbeddedCache, records: &[NewRecord]) {
-    let outcomes = records.iter().filter_map(|record| record.outcome.as_ref());
+    let outcomes = records.iter().flat_map(|record| &record.outcomes);
     let request = |it: &Outcome| LockRequest {
         key: it.key,
         record: Some(LockRecord { state: LockState::InFlight, ..it.record }),

@@ -66,7 +66,7 @@ pub fn encode(accepted: &Accepted, partitions: u32) -> NewRecord {
         key: Some(key),
         value,
         headers: headers.build(),
-        outcome: None,
+        outcomes: Vec::new(),
     }
 }
 

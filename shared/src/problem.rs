@@ -36,6 +36,7 @@ pub enum Code {
     PayloadTooLarge,
     UnsupportedMediaType,
     IdempotencyMismatch,
+    BatchInvalid,
     BadRequest,
     Overloaded,
     LogUnavailable,
@@ -95,6 +96,9 @@ impl Code {
                 "This Idempotency-Key was used with another body",
                 None,
             ),
+            Self::BatchInvalid => {
+                (S::UNPROCESSABLE_ENTITY, "batch_invalid", "No event of the batch is valid", None)
+            }
             Self::BadRequest => (S::BAD_REQUEST, "bad_request", "Bad request", None),
             Self::Overloaded => {
                 (S::SERVICE_UNAVAILABLE, "overloaded", "Too busy right now", Some(1))
@@ -138,11 +142,18 @@ pub struct Problem {
     detail: Option<String>,
     errors: Vec<FieldError>,
     retry_after: Option<u32>,
+    extension: serde_json::Map<String, serde_json::Value>,
 }
 
 impl From<Code> for Problem {
     fn from(code: Code) -> Self {
-        Self { code, detail: None, errors: Vec::new(), retry_after: code.row().3 }
+        Self {
+            code,
+            detail: None,
+            errors: Vec::new(),
+            retry_after: code.row().3,
+            extension: serde_json::Map::new(),
+        }
     }
 }
 
@@ -159,6 +170,35 @@ impl Problem {
     pub fn errors(mut self, errors: Vec<FieldError>) -> Self {
         self.errors = errors;
         self
+    }
+
+    /// Adds members of the route's own.
+    #[must_use]
+    pub fn extend(mut self, members: serde_json::Map<String, serde_json::Value>) -> Self {
+        self.extension = members;
+        self
+    }
+
+    /// Says after how many seconds the same request may be sent again.
+    #[must_use]
+    pub fn after(mut self, seconds: Option<u32>) -> Self {
+        self.retry_after = seconds;
+        self
+    }
+
+    /// The sentence for a person.
+    pub fn text(&self) -> &str {
+        self.detail.as_deref().unwrap_or(self.code.row().2)
+    }
+
+    /// The faulty fields.
+    pub fn fields(&self) -> &[FieldError] {
+        &self.errors
+    }
+
+    /// Seconds after which the same request may be sent again; `None` when that would be in vain.
+    pub fn retry_after(&self) -> Option<u32> {
+        self.retry_after
     }
 
     /// Its code.
@@ -178,6 +218,8 @@ struct Body<'a> {
     request_id: String,
     #[serde(skip_serializing_if = "<[FieldError]>::is_empty")]
     errors: &'a [FieldError],
+    #[serde(flatten)]
+    extension: &'a serde_json::Map<String, serde_json::Value>,
 }
 
 impl IntoResponse for Problem {
@@ -188,10 +230,11 @@ impl IntoResponse for Problem {
             r#type: format!("urn:pulsestream:problem:{code}"),
             title,
             status: status.as_u16(),
-            detail: self.detail.as_deref().unwrap_or(title),
+            detail: self.text(),
             code,
             request_id: request_id.clone(),
             errors: &self.errors,
+            extension: &self.extension,
         };
         let json = serde_json::to_vec(&body).unwrap_or_default();
         let mut response = (status, json).into_response();

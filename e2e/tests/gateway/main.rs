@@ -4,6 +4,7 @@
 #![expect(clippy::panic, reason = "tests end by panicking")]
 
 mod access;
+mod batch;
 mod contract;
 mod crashes;
 mod idempotency;

@@ -70,7 +70,8 @@ fn what_is_not_json_is_told_so() {
         assert_eq!(read_now(wrong).unwrap_err().code(), Code::InvalidJson, "{wrong:.40}");
     }
     let config = load(None, std::iter::empty(), &[]).unwrap().config.ingest;
-    let utf8 = read(b"{\"eventType\":\"\xff\"}", Id::Given(EventId(Uuid::from_u128(1))), NOW_MS, &config);
+    let utf8 =
+        read(b"{\"eventType\":\"\xff\"}", Id::Given(EventId(Uuid::from_u128(1))), NOW_MS, &config);
     assert_eq!(utf8.unwrap_err().code(), Code::InvalidJson);
 }
 

@@ -63,7 +63,7 @@ impl Lane {
     fn record(&self, owned: &Owned) -> NewRecord {
         let attempt = &owned.waiting.attempt;
         let outcome = Outcome { key: attempt.key, record: done(&owned.lease.record) };
-        NewRecord { outcome: Some(outcome), ..encode(&attempt.accepted, self.partitions) }
+        NewRecord { outcomes: vec![outcome], ..encode(&attempt.accepted, self.partitions) }
     }
 
     fn settle_one(&self, owned: Owned, result: AppendResult) {

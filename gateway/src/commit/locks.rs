@@ -92,7 +92,10 @@ impl Locks {
             claims.iter().zip(&known).filter(|(_, known)| known.is_none()).map(|c| *c.0).collect();
         let mut rest = self.claim_unknown(&unknown, now).await.into_iter();
         let unanswered = || Err(Answer::Failed(Code::Unavailable));
-        known.into_iter().map(|known| known.or_else(|| rest.next()).unwrap_or_else(unanswered)).collect()
+        known
+            .into_iter()
+            .map(|known| known.or_else(|| rest.next()).unwrap_or_else(unanswered))
+            .collect()
     }
 
     /// Keys locked in this process while the cache was away stay this process's: the cache knows
@@ -101,7 +104,8 @@ impl Locks {
         if self.local.is_empty() {
             return vec![None; claims.len()];
         }
-        let looks: Vec<_> = claims.iter().map(|c| LockRequest { key: c.key, record: None }).collect();
+        let looks: Vec<_> =
+            claims.iter().map(|c| LockRequest { key: c.key, record: None }).collect();
         let replies = self.local.lock(&looks, now.unix_ms);
         let held = |(claim, reply): (&Claim, LockReply)| match reply {
             LockReply::Held(seen) => Some(self.use_local(claim, seen, now)),
@@ -201,7 +205,12 @@ impl Locks {
         })
     }
 
-    fn lock_locally(&self, claims: &[Claim], requests: &[LockRequest], now: Moment) -> Vec<Claimed> {
+    fn lock_locally(
+        &self,
+        claims: &[Claim],
+        requests: &[LockRequest],
+        now: Moment,
+    ) -> Vec<Claimed> {
         let replies = self.local.lock(requests, now.unix_ms);
         (claims.iter().zip(requests).zip(replies))
             .map(|((claim, request), reply)| match (reply, request.record) {

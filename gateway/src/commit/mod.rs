@@ -22,17 +22,21 @@ use pulsestream_shared::codec::Accepted;
 use pulsestream_shared::log::partition_of;
 use pulsestream_shared::problem::Code;
 use pulsestream_shared::service::Context;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio_util::task::TaskTracker;
 
 use crate::body::milliseconds;
 use crate::metrics::GatewayMetrics;
 
+mod batch;
 mod breaker;
 mod lane;
 mod locks;
 mod settle;
 mod stage;
 
+use batch::BatchCommit;
+pub(crate) use batch::{Batch, BatchAnswer, BatchEvent};
 use breaker::LaneGate;
 use locks::Lease;
 
@@ -65,6 +69,18 @@ pub(crate) enum Answer {
     Failed(Code),
 }
 
+impl Answer {
+    /// In the log, by this attempt or an earlier one.
+    pub(crate) fn is_accepted(&self) -> bool {
+        matches!(self, Self::Accepted { .. } | Self::Replayed { .. })
+    }
+
+    /// Trying again would not change it.
+    pub(crate) fn is_final(&self) -> bool {
+        self.is_accepted() || matches!(self, Self::TooOld | Self::Failed(Code::IdempotencyMismatch))
+    }
+}
+
 /// An attempt and where its answer goes.
 struct Waiting {
     attempt: Attempt,
@@ -92,6 +108,10 @@ struct Owned {
 pub(crate) struct Committer {
     queue: mpsc::Sender<Waiting>,
     gates: Arc<[LaneGate]>,
+    batches: Arc<BatchCommit>,
+    /// Of batches at work; more are shed.
+    places: Arc<Semaphore>,
+    tasks: TaskTracker,
 }
 
 impl Committer {
@@ -112,6 +132,26 @@ impl Committer {
             Ok(()) => Ok(receiver),
             Err(_) => Err(Code::Overloaded),
         }
+    }
+
+    /// Hands over a batch; its answer comes later.
+    ///
+    /// # Errors
+    /// [`Code::Overloaded`] when too many batches are at work.
+    pub(crate) fn submit_batch(
+        &self,
+        batch: Batch,
+    ) -> Result<oneshot::Receiver<BatchAnswer>, Code> {
+        let place = self.places.clone().try_acquire_owned().map_err(|_| Code::Overloaded)?;
+        let (answer, receiver) = oneshot::channel();
+        let batches = self.batches.clone();
+        self.tasks.spawn(async move {
+            let _place = place;
+            if answer.send(batches.run(batch).await).is_err() {
+                tracing::trace!("the client is gone; its batch counts all the same");
+            }
+        });
+        Ok(receiver)
     }
 }
 
@@ -153,8 +193,18 @@ pub(crate) fn start(context: &Context, metrics: Arc<GatewayMetrics>) -> Committe
         lease_ms: milliseconds(config.lease),
         max_event_age_ms: milliseconds(config.max_event_age),
     });
+    let batches = Arc::new(BatchCommit {
+        locks: locks.clone(),
+        log: context.engine.log.clone(),
+        partitions,
+        gates: gates.clone(),
+        settle: settle_queue.downgrade(),
+        metrics: metrics.clone(),
+        max_event_age_ms: milliseconds(config.max_event_age),
+    });
     let stage =
         stage::LockStage { locks, lanes, gates: gates.clone(), settle: settle_queue, metrics };
     context.spawn("lock stage", stage.run(waiting, stop));
-    Committer { queue, gates }
+    let places = Arc::new(Semaphore::new(config.max_batches));
+    Committer { queue, gates, batches, places, tasks: context.tasks.clone() }
 }

@@ -136,6 +136,12 @@ section!(Ingest {
     max_in_flight: usize,
     #[validate(range(min = 1, max = 10_000_000))]
     local_locks: usize,
+    #[validate(range(min = 1, max = 10_000, message = "is 1 to 10000"))]
+    max_batch_events: usize,
+    #[validate(range(min = 1_024, max = 67_108_864, message = "is 1 KiB to 64 MiB"))]
+    max_batch_bytes: usize,
+    #[validate(range(min = 1, max = 10_000, message = "is 1 to 10000"))]
+    max_batches: usize,
 });
 
 section!(Consumer {

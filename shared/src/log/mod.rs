@@ -83,9 +83,10 @@ pub struct NewRecord {
     pub value: Bytes,
     /// Opaque here.
     pub headers: Headers,
-    /// The idempotency record this append settles. An engine that keeps those beside the log writes it
-    /// in the same commit as the record; the others ignore it.
-    pub outcome: Option<Outcome>,
+    /// The idempotency records this append settles: the event's, and with the last of a batch the
+    /// batch's. An engine that keeps those beside the log writes them in the same commit as the record;
+    /// the others ignore them.
+    pub outcomes: Vec<Outcome>,
 }
 
 /// A record as the log hands it out.

@@ -57,7 +57,7 @@ fn event(request: &LockRequest) -> NewRecord {
         key: None,
         value: "event".into(),
         headers: Headers::default(),
-        outcome: Some(Outcome { key: request.key, record: done(request) }),
+        outcomes: vec![Outcome { key: request.key, record: done(request) }],
     }
 }
 

@@ -63,7 +63,7 @@ impl Group {
             }
             results.push(Ok(0));
             self.bytes += bytes;
-            self.outcomes.extend(record.outcome.take());
+            self.outcomes.append(&mut record.outcomes);
             let partition = record.partition;
             self.rows.push(Row { topic, partition, offset: 0, record, answer, position });
         }

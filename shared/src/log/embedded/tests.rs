@@ -80,7 +80,7 @@ async fn refusal(config: EmbeddedConfig) -> String {
 
 fn record(partition: Partition, value: impl Into<Bytes>) -> NewRecord {
     let headers = Headers::default();
-    NewRecord { partition, key: None, value: value.into(), headers, outcome: None }
+    NewRecord { partition, key: None, value: value.into(), headers, outcomes: Vec::new() }
 }
 
 async fn append(log: &EmbeddedLog, partition: Partition, count: usize) -> Vec<Offset> {

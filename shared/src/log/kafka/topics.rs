@@ -86,7 +86,7 @@ pub(super) async fn write_identity(
         key: Some(Bytes::from_static(IDENTITY_KEY)),
         value: value.into(),
         headers: Headers::default(),
-        outcome: None,
+        outcomes: Vec::new(),
     };
     for result in producer.append(topic, &[record]).await {
         result.map_err(unavailable)?;

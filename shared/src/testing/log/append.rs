@@ -23,7 +23,7 @@ pub async fn records_come_back_byte_for_byte(it: Fixture) {
         key: key.map(Bytes::from_static),
         value: Bytes::from_static(value),
         headers: headers.clone(),
-        outcome: None,
+        outcomes: Vec::new(),
     };
     let sent = vec![
         record(Some(b"key"), b"{\"value\":1}", &odd),

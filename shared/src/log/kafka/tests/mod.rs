@@ -45,7 +45,7 @@ fn record(partition: Partition, value: impl Into<String>) -> NewRecord {
         key: Some(Bytes::from_static(b"key")),
         value: Bytes::from(value.into()),
         headers: Headers::builder().with("client", b"7").build(),
-        outcome: None,
+        outcomes: Vec::new(),
     }
 }
 
