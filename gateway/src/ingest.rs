@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use axum::body::Body;
-use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, Request, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use pulsestream_shared::auth::Keyring;
@@ -31,11 +30,11 @@ pub(crate) struct Ingest {
     pub(crate) metrics: Arc<GatewayMetrics>,
 }
 
-pub(crate) async fn accept(State(ingest): State<Arc<Ingest>>, request: Request<Body>) -> Response {
+pub(crate) async fn accept(ingest: &Ingest, request: Request<Body>) -> Response {
     let result = ingest.accept(request).await;
     match &result {
         Ok(success) if success.replayed => ingest.metrics.count_events("replayed", 1),
-        Ok(_) => ingest.metrics.count_events("accepted", 1),
+        Ok(_) => ingest.metrics.accepted.inc(),
         Err(problem) => ingest.metrics.count_failure(problem.code()),
     }
     result.map_or_else(Problem::into_response, IntoResponse::into_response)

@@ -1,6 +1,6 @@
 //! The gateway: from a device's POST to the log.
 //!
-//! A request walks through few rooms: `router` (admission, counting) → `ingest` or `batch` (key, body,
+//! A request walks through few rooms: `router` → `admission` → `ingest` or `batch` (key, body,
 //! answer) → `commit` (lock, append, outcome; in groups). Everything that is the client's fault is found before
 //! the first lock is taken.
 
@@ -11,6 +11,7 @@ use pulsestream_shared::engine::OpenError;
 use pulsestream_shared::service::{Context, Role};
 use std::sync::Arc;
 
+mod admission;
 mod batch;
 mod body;
 mod commit;
@@ -39,5 +40,5 @@ pub async fn build(context: Context, keyring: Arc<Keyring>) -> Result<Router, Op
         config: context.config.ingest.clone(),
         metrics: metrics.clone(),
     };
-    Ok(router::router(Arc::new(ingest), metrics, context.config.ingest.max_in_flight))
+    Ok(router::router(&Arc::new(ingest), &metrics, context.config.ingest.max_in_flight))
 }

@@ -1,6 +1,6 @@
 //! Every metric of the gateway.
 
-use prometheus::{Histogram, HistogramVec, IntCounterVec, IntGauge};
+use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge};
 use pulsestream_shared::metrics::{GROUP_RECORDS, LATENCY_SECONDS, Metrics};
 use pulsestream_shared::problem::Code;
 use pulsestream_shared::service::Context;
@@ -17,6 +17,10 @@ pub(crate) struct GatewayMetrics {
     pub(crate) events: IntCounterVec,
     /// What the idempotency check said.
     pub(crate) idempotency: IntCounterVec,
+    /// Of these: the key was not known.
+    pub(crate) new_keys: IntCounter,
+    /// Events accepted, of `events`.
+    pub(crate) accepted: IntCounter,
     /// Seconds one group waited for the log.
     pub(crate) append_seconds: Histogram,
     /// Records that went to the log together.
@@ -24,15 +28,20 @@ pub(crate) struct GatewayMetrics {
     /// Records without an offset, by kind.
     pub(crate) append_errors: IntCounterVec,
     /// Outcomes that were not written to the cache; their keys are taken over after their lease.
-    pub(crate) outcomes_lost: prometheus::IntCounter,
-    /// Time from acceptance to a later stage.
-    pub(crate) freshness: HistogramVec,
+    pub(crate) outcomes_lost: IntCounter,
+    /// Time from acceptance to the log's confirmation.
+    pub(crate) logged: Histogram,
 }
 
 impl GatewayMetrics {
     pub(crate) fn new(context: &Context) -> Self {
         let metrics = Metrics(&context.registry);
+        let events = metrics.counters("ingest_events_total", "What became of events.", &["result"]);
+        let idempotency =
+            metrics.counters("idempotency_total", "What the idempotency check said.", &["result"]);
         let new = Self {
+            new_keys: idempotency.with_label_values(&["new"]),
+            accepted: events.with_label_values(&["accepted"]),
             requests: metrics.counters(
                 "http_requests_total",
                 "Answers by route template, method and status.",
@@ -45,12 +54,8 @@ impl GatewayMetrics {
                 &LATENCY_SECONDS,
             ),
             in_flight: metrics.gauge("http_requests_in_flight", "Requests being worked on."),
-            events: metrics.counters("ingest_events_total", "What became of events.", &["result"]),
-            idempotency: metrics.counters(
-                "idempotency_total",
-                "What the idempotency check said.",
-                &["result"],
-            ),
+            events,
+            idempotency,
             append_seconds: metrics.histogram(
                 "append_duration_seconds",
                 "Time one group of records waited for the log.",
@@ -70,7 +75,7 @@ impl GatewayMetrics {
                 "idempotency_outcomes_lost_total",
                 "Outcomes not written to the cache; their keys are taken over after their lease.",
             ),
-            freshness: context.freshness.clone(),
+            logged: context.freshness.with_label_values(&["logged"]),
         };
         // Counters exist from the start: a rate over a series that appears with its first error is 0.
         for result in [

@@ -1,119 +1,62 @@
-//! The gateway's routes, with admission and counting around them.
+//! The gateway's routes.
+//!
+//! The two that devices send to admit and count by themselves: a layer costs each request more than
+//! everything the gateway does with it. A layer does it for the rest.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use axum::Router;
-use axum::extract::{MatchedPath, Request, State};
-use axum::http::{HeaderValue, Method, StatusCode, header};
-use axum::middleware::{Next, from_fn_with_state};
+use axum::extract::{Request, State};
+use axum::http::{HeaderValue, Method, header};
+use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
-use prometheus::IntGauge;
 use pulsestream_shared::problem::{Code, Problem};
 
-use crate::batch;
-use crate::ingest::{self, Ingest};
+use crate::admission::{Admission, Counted, admit};
+use crate::ingest::Ingest;
 use crate::metrics::GatewayMetrics;
+use crate::{batch, ingest};
 
-#[derive(Clone)]
-struct Admission {
-    metrics: Arc<GatewayMetrics>,
-    most: i64,
+/// What the handler of a busy route needs.
+struct Busy {
+    admission: Admission,
+    counted: Counted,
+    ingest: Arc<Ingest>,
 }
 
 pub(crate) fn router(
-    ingest: Arc<Ingest>,
-    metrics: Arc<GatewayMetrics>,
+    ingest: &Arc<Ingest>,
+    metrics: &Arc<GatewayMetrics>,
     max_in_flight: usize,
 ) -> Router {
-    let most = i64::try_from(max_in_flight).unwrap_or(i64::MAX);
-    let admission = Admission { metrics, most };
-    Router::new()
-        .route("/v1/events", post(ingest::accept).fallback(|method| not_allowed(method, "POST")))
-        .route(
-            "/v1/events/batch",
-            post(batch::accept).fallback(|method| not_allowed(method, "POST")),
-        )
-        .with_state(ingest)
-        .fallback(|| async { Problem::from(Code::NotFound) })
-        .layer(from_fn_with_state(admission, admit))
-}
-
-async fn not_allowed(method: Method, allow: &'static str) -> Response {
-    let detail = format!("{method} is not allowed here, {allow} is");
-    let mut response = Problem::from(Code::MethodNotAllowed).detail(detail).into_response();
-    response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(allow));
-    response
-}
-
-/// Bounds the requests at work, and counts and times every answer.
-async fn admit(State(admission): State<Admission>, request: Request, next: Next) -> Response {
-    let metrics = &admission.metrics;
-    let _in_flight = InFlight::enter(&metrics.in_flight);
-    let route = request.extensions().get::<MatchedPath>().cloned();
-    let route = route.as_ref().map_or("unmatched", MatchedPath::as_str);
-    let method = method_label(request.method());
-    let started = Instant::now();
-    let response = if metrics.in_flight.get() > admission.most {
-        metrics.events.with_label_values(&["shed"]).inc();
-        Problem::from(Code::Overloaded).into_response()
-    } else {
-        next.run(request).await
+    let admission = Admission::new(metrics.clone(), max_in_flight);
+    let busy = |route| {
+        let counted = Counted::posts(metrics, route);
+        Arc::new(Busy { admission: admission.clone(), counted, ingest: ingest.clone() })
     };
-    metrics.request_seconds.with_label_values(&[route]).observe(started.elapsed().as_secs_f64());
-    metrics.requests.with_label_values(&[route, method, status_label(response.status())]).inc();
-    response
+    let rest = Router::new()
+        .fallback(|| async { Problem::from(Code::NotFound) })
+        .layer(from_fn_with_state(admission.clone(), admit));
+    let events = post(accept_event).fallback(only_post).with_state(busy("/v1/events"));
+    let batches = post(accept_batch).fallback(only_post).with_state(busy("/v1/events/batch"));
+    Router::new().route("/v1/events", events).route("/v1/events/batch", batches).merge(rest)
 }
 
-/// Falls again however the request ends, also when its client goes away.
-struct InFlight<'a>(&'a IntGauge);
-
-impl<'a> InFlight<'a> {
-    fn enter(gauge: &'a IntGauge) -> Self {
-        gauge.inc();
-        Self(gauge)
-    }
+async fn accept_event(State(busy): State<Arc<Busy>>, request: Request) -> Response {
+    busy.admission.run(&busy.counted, ingest::accept(&busy.ingest, request)).await
 }
 
-impl Drop for InFlight<'_> {
-    fn drop(&mut self) {
-        self.0.dec();
-    }
+async fn accept_batch(State(busy): State<Arc<Busy>>, request: Request) -> Response {
+    busy.admission.run(&busy.counted, batch::accept(&busy.ingest, request)).await
 }
 
-/// A closed set: a client may invent methods.
-fn method_label(method: &Method) -> &'static str {
-    match *method {
-        Method::GET => "GET",
-        Method::POST => "POST",
-        Method::PUT => "PUT",
-        Method::DELETE => "DELETE",
-        Method::PATCH => "PATCH",
-        Method::HEAD => "HEAD",
-        Method::OPTIONS => "OPTIONS",
-        _ => "other",
-    }
-}
-
-fn status_label(status: StatusCode) -> &'static str {
-    match status.as_u16() {
-        101 => "101",
-        200 => "200",
-        202 => "202",
-        207 => "207",
-        400 => "400",
-        401 => "401",
-        403 => "403",
-        404 => "404",
-        405 => "405",
-        408 => "408",
-        409 => "409",
-        413 => "413",
-        415 => "415",
-        422 => "422",
-        429 => "429",
-        503 => "503",
-        _ => "other",
-    }
+async fn only_post(State(busy): State<Arc<Busy>>, method: Method) -> Response {
+    let refuse = async {
+        let detail = format!("{method} is not allowed here, POST is");
+        let mut response = Problem::from(Code::MethodNotAllowed).detail(detail).into_response();
+        response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("POST"));
+        response
+    };
+    busy.admission.run_other(&busy.counted, &method, refuse).await
 }

@@ -7,10 +7,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use axum::Router;
+use axum::body::Body;
+use axum::http::Request;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -18,14 +20,15 @@ use tokio_util::task::TaskTracker;
 use tower::ServiceExt as _;
 
 use crate::config;
+use crate::service::App;
 
-/// Serves `router` until `drain`, then lets open requests finish for `drain_timeout`.
+/// Serves `app` until `drain`, then lets open requests finish for `drain_timeout`.
 ///
 /// Returns when every connection is closed or the time is up. Upgraded connections (WebSockets) are
 /// their handler's to end.
 pub(crate) async fn serve(
     listener: TcpListener,
-    router: Router,
+    app: Arc<App>,
     config: &config::Server,
     drain: CancellationToken,
 ) {
@@ -59,9 +62,9 @@ pub(crate) async fn serve(
                 continue;
             }
         };
-        let (http, router, drain) = (http.clone(), router.clone(), drain.clone());
+        let (http, app, drain) = (http.clone(), app.clone(), drain.clone());
         connections.spawn(async move {
-            serve_connection(&http, stream, router, header_timeout, drain).await;
+            serve_connection(&http, stream, app, header_timeout, drain).await;
             drop(place);
         });
     }
@@ -75,7 +78,7 @@ pub(crate) async fn serve(
 async fn serve_connection(
     http: &auto::Builder<TokioExecutor>,
     stream: TcpStream,
-    router: Router,
+    app: Arc<App>,
     header_timeout: Duration,
     drain: CancellationToken,
 ) {
@@ -84,11 +87,10 @@ async fn serve_connection(
     }
     let begun = Arc::new(AtomicBool::new(false));
     let begins = begun.clone();
-    let router = router.map_request(move |request| {
+    let service = service_fn(move |request: Request<Incoming>| {
         begins.store(true, Ordering::Relaxed);
-        request
+        app.router().clone().oneshot(request.map(Body::new))
     });
-    let service = TowerToHyperService::new(router);
     let connection = http.serve_connection_with_upgrades(TokioIo::new(stream), service);
     tokio::pin!(connection);
     let ended = tokio::select! {

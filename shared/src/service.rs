@@ -9,13 +9,10 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::{Request, State};
-use axum::response::{IntoResponse, Response};
 use prometheus::{HistogramVec, Registry};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tower::ServiceExt as _;
 
 use crate::admin::{self, Dependency, Readiness};
 use crate::config::Config;
@@ -111,12 +108,11 @@ where
     Built: Future<Output = Result<Router, OpenError>>,
 {
     let readiness = Readiness::new(&registry, role.required);
-    let app: Arc<OnceLock<Router>> = Arc::default();
     let admin = admin::router(role.name, readiness.clone(), registry.clone());
-    let router = admin.fallback_service(Router::new().fallback(forward).with_state(app.clone()));
+    let app = Arc::new(App::starting(admin));
     let server = tokio::spawn({
-        let (config, drain) = (config.clone(), shutdown.drain.clone());
-        async move { server::serve(listener, router, &config.server, drain).await }
+        let (app, config, drain) = (app.clone(), config.clone(), shutdown.drain.clone());
+        async move { server::serve(listener, app, &config.server, drain).await }
     });
     let tasks = TaskTracker::new();
     let failed = CancellationToken::new();
@@ -161,7 +157,7 @@ where
 
 async fn serve_until_end<Build, Built>(
     context: Context,
-    app: &OnceLock<Router>,
+    app: &App,
     build: Build,
 ) -> Result<(), RunError>
 where
@@ -171,10 +167,7 @@ where
     let (shutdown, failed) = (context.shutdown.clone(), context.failed.clone());
     let readiness = context.readiness.clone();
     context.engine.spawn_upkeep(&context);
-    let router = build(context).await?;
-    if app.set(router).is_err() {
-        tracing::error!("built twice");
-    }
+    app.built(build(context).await?);
     readiness.started();
     tokio::select! {
         () = shutdown.drain.cancelled() => Ok(()),
@@ -182,13 +175,29 @@ where
     }
 }
 
-async fn forward(State(app): State<Arc<OnceLock<Router>>>, request: Request) -> Response {
-    match app.get() {
-        Some(router) => match router.clone().oneshot(request).await {
-            Ok(response) => response,
-            Err(never) => match never {},
-        },
-        None => Problem::from(Code::Starting).into_response(),
+/// What answers requests: the probes alone until the service is built, then one router for both. One and
+/// not two within each other: every layer of routers costs a request about a microsecond.
+pub(crate) struct App {
+    admin: Router,
+    starting: Router,
+    built: OnceLock<Router>,
+}
+
+impl App {
+    fn starting(admin: Router) -> Self {
+        let starting = admin.clone().fallback(async || Problem::from(Code::Starting));
+        Self { admin, starting, built: OnceLock::new() }
+    }
+
+    fn built(&self, service: Router) {
+        if self.built.set(self.admin.clone().merge(service)).is_err() {
+            tracing::error!("built twice");
+        }
+    }
+
+    /// The router of this moment.
+    pub(crate) fn router(&self) -> &Router {
+        self.built.get().unwrap_or(&self.starting)
     }
 }
 

@@ -4,10 +4,7 @@
 //! `answer` tells what was not accepted, by index. An event is what it is to `POST /v1/events`: the same
 //! rules, the same keys, the same record.
 
-use std::sync::Arc;
-
 use axum::body::{Body, Bytes};
-use axum::extract::State;
 use axum::http::Request;
 use axum::response::{IntoResponse, Response};
 use pulsestream_shared::cache::{Fingerprint, LockKey};
@@ -33,8 +30,8 @@ use crate::payload::{self, Limits};
 /// Bodies from which reading the events takes longer than a thread of the runtime should be held.
 const LARGE_BYTES: usize = 32 << 10;
 
-pub(crate) async fn accept(State(ingest): State<Arc<Ingest>>, request: Request<Body>) -> Response {
-    let result = accept_batch(&ingest, request).await;
+pub(crate) async fn accept(ingest: &Ingest, request: Request<Body>) -> Response {
+    let result = accept_batch(ingest, request).await;
     match &result {
         Ok(summary) => {
             ingest.metrics.count_batch(summary.accepted, summary.duplicates, summary.rejected)

@@ -72,7 +72,7 @@ impl Lane {
                 let received_at_us = owned.waiting.attempt.accepted.received_at_us;
                 #[expect(clippy::cast_precision_loss, reason = "a histogram of seconds")]
                 let age_seconds = (clock::unix_us() - received_at_us).max(0) as f64 / 1e6;
-                self.metrics.freshness.with_label_values(&["logged"]).observe(age_seconds);
+                self.metrics.logged.observe(age_seconds);
                 Change::finish(&owned.lease).queue(&self.settle, &self.metrics);
                 let local = owned.lease.local;
                 owned.waiting.answer(Answer::Accepted { local });

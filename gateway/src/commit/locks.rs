@@ -141,12 +141,12 @@ impl Locks {
         replies: Vec<LockReply>,
         now: Moment,
     ) -> Vec<Claimed> {
-        let mut takeovers = Vec::new();
+        let (mut acquired, mut takeovers) = (0, Vec::new());
         let answered_ms = clock::unix_ms();
         let mut claimed: Vec<_> = (claims.iter().zip(requests).zip(replies).enumerate())
             .map(|(index, ((claim, request), reply))| match (reply, request.record) {
                 (LockReply::Acquired, Some(record)) => {
-                    self.count("new");
+                    acquired += 1;
                     Ok(lease(claim, record, now))
                 }
                 (LockReply::Acquired | LockReply::Free, _) => Err(Answer::TooOld),
@@ -159,6 +159,7 @@ impl Locks {
                 }
             })
             .collect();
+        self.metrics.new_keys.inc_by(acquired);
         let swaps: Vec<_> = takeovers
             .iter()
             .filter_map(|(index, seen, next)| Some(swap(claims.get(*index)?.key, *seen, *next)))
