@@ -275,6 +275,7 @@ mod tests {
 
     fn known(age: Duration) -> Arc<Known> {
         let record = KeyRecord {
+            hash: KeyHash([0; 32]),
             prefix: "ps_test".into(),
             client: ClientId(1),
             client_name: "tenant".into(),

@@ -145,11 +145,11 @@ async fn create(
 
 async fn revoke(store: &dyn KeyStore, config: &Config, prefix: &str) -> Result<KeyRecord, String> {
     let revoked = store.revoke(prefix, clock::unix_ms()).await;
-    let (hash, record) = revoked.map_err(|error| format!("{prefix}: {error}"))?;
+    let record = revoked.map_err(|error| format!("{prefix}: {error}"))?;
     // The store has spoken; the cache forgets by itself should it not hear now.
     match engine::open_redis(config).await {
         Ok(Some((cache, _))) => {
-            if let Err(error) = cache.revoke_key(&hash, config.keys.cache_ttl).await {
+            if let Err(error) = cache.revoke_key(&record.hash, config.keys.cache_ttl).await {
                 tracing::warn!(%error, "revoked; the cache was not told and forgets within 30 s");
             }
         }
