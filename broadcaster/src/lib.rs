@@ -18,6 +18,7 @@ mod ends;
 mod filter;
 mod hub;
 mod metrics;
+mod open_keys;
 mod range;
 mod registry;
 mod relay;
@@ -45,11 +46,19 @@ pub async fn build(context: Context, keyring: Arc<Keyring>) -> Result<Router, Op
     context.spawn_until("relay", drain.clone(), relay.run(drain));
 
     let (ends, reader) = ends::Ends::of(context.engine.log.clone());
-    let reading = async move { stop.run_until_cancelled(reader.run()).await.unwrap_or_default() };
-    context.spawn("log ends", reading);
+    let keys = open_keys::OpenKeys::new(keyring.clone());
+    let (reading, looking) = (reader.run(), keys.clone().run());
+    let stopped = stop.clone();
+    context.spawn("log ends", async move {
+        stop.run_until_cancelled(reading).await.unwrap_or_default()
+    });
+    context.spawn("open keys", async move {
+        stopped.run_until_cancelled(looking).await.unwrap_or_default()
+    });
 
     let stream = stream::Stream {
         keyring,
+        keys,
         registry,
         ends,
         metrics,

@@ -14,6 +14,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::metrics::LiveMetrics;
+use crate::open_keys::OpenKey;
 use crate::registry::{Inbox, Registration};
 
 /// Frames written with one flush.
@@ -28,6 +29,8 @@ enum Close {
     Restart,
     /// You were too slow, or the log lost something: reconnect and expect a gap.
     Missed,
+    /// The key you came with works no more: come with another.
+    Revoked,
 }
 
 impl Close {
@@ -35,13 +38,14 @@ impl Close {
         match self {
             Self::Restart => (1012, "restart"),
             Self::Missed => (4008, "too slow: events were missed"),
+            Self::Revoked => (4010, "the API key was revoked or has expired"),
         }
     }
 
     /// How long to wait for the client's own close. A slow one has much to read before it.
     const fn patience(self) -> Duration {
         match self {
-            Self::Restart => Duration::from_secs(1),
+            Self::Restart | Self::Revoked => Duration::from_secs(1),
             Self::Missed => Duration::from_secs(5),
         }
     }
@@ -51,6 +55,8 @@ pub(crate) struct Socket {
     pub(crate) inbox: Inbox,
     /// Ends the subscription with the socket.
     pub(crate) registration: Registration,
+    /// By which it was opened.
+    pub(crate) key: Option<Arc<OpenKey>>,
     pub(crate) metrics: Arc<LiveMetrics>,
     pub(crate) config: config::Live,
     pub(crate) drain: CancellationToken,
@@ -87,10 +93,12 @@ impl Socket {
     async fn serve(&mut self, websocket: &mut WebSocket) -> Result<Close, Gone> {
         let mut frames = Vec::with_capacity(FRAMES_PER_WRITE);
         let mut heart = Heart::new(&self.config);
+        let ended = self.key.as_ref().map(|key| key.ended.clone()).unwrap_or_default();
         loop {
             // Cancel safe: recv_many takes nothing when cancelled, the stream keeps what it has read.
             tokio::select! {
                 biased;
+                () = ended.cancelled() => return Ok(Close::Revoked),
                 () = self.inbox.missed.cancelled() => return Ok(Close::Missed),
                 () = self.drain.cancelled() => {
                     self.inbox.frames.close();
@@ -114,7 +122,14 @@ impl Socket {
                     if taken == 0 {
                         return Ok(Close::Missed);
                     }
-                    if let Stuck::Yes = self.write(websocket, &mut frames).await? {
+                    // A stream whose client takes nothing ends with its key too. The library keeps what
+                    // a write given up had handed to it, so the close frame comes after whole frames.
+                    let written = tokio::select! {
+                        biased;
+                        () = ended.cancelled() => return Ok(Close::Revoked),
+                        written = self.write(websocket, &mut frames) => written?,
+                    };
+                    if let Stuck::Yes = written {
                         return Ok(Close::Missed);
                     }
                 }

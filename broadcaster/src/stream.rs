@@ -16,6 +16,7 @@ use tokio_util::task::TaskTracker;
 use crate::ends::{Ends, Floor};
 use crate::filter::{Audience, Filter};
 use crate::metrics::LiveMetrics;
+use crate::open_keys::{OpenKey, OpenKeys};
 use crate::registry::{Registry, Subscriber};
 use crate::socket::Socket;
 
@@ -27,6 +28,7 @@ const MAX_MESSAGE_BYTES: usize = 16 * 1_024;
 /// What the route needs.
 pub(crate) struct Stream {
     pub(crate) keyring: Arc<Keyring>,
+    pub(crate) keys: Arc<OpenKeys>,
     pub(crate) registry: Arc<Registry>,
     pub(crate) ends: Ends,
     pub(crate) metrics: Arc<LiveMetrics>,
@@ -44,8 +46,8 @@ pub(crate) async fn open(
 ) -> Response {
     match stream.admit(&headers, query.as_deref().unwrap_or_default()).await {
         Err(problem) => problem.into_response(),
-        Ok(filter) => match upgrade {
-            Ok(upgrade) => stream.start(filter, stream.ends.now().await, upgrade),
+        Ok((filter, key)) => match upgrade {
+            Ok(upgrade) => stream.start(filter, key, stream.ends.now().await, upgrade),
             Err(_) => Problem::from(Code::BadRequest)
                 .detail("this is a WebSocket: connect with a WebSocket client")
                 .into_response(),
@@ -54,24 +56,39 @@ pub(crate) async fn open(
 }
 
 impl Stream {
-    async fn admit(&self, headers: &HeaderMap, query: &str) -> Result<Filter, Problem> {
-        let audience = match self.keyring.authorize(headers, Scope::EventsRead).await {
-            Ok(key) => Audience::Client(key.client),
+    /// What may be seen, and the key that says so; none for anonymous reading.
+    async fn admit(
+        &self,
+        headers: &HeaderMap,
+        query: &str,
+    ) -> Result<(Filter, Option<Arc<OpenKey>>), Problem> {
+        let (audience, key) = match self.keyring.authorize(headers, Scope::EventsRead).await {
+            Ok(key) => {
+                let entered = self.keys.enter(key.hash).await.ok_or(Code::InvalidApiKey)?;
+                (Audience::Client(key.client), Some(entered))
+            }
             Err(problem) if self.dev && problem.code() == Code::MissingApiKey => {
-                Audience::Everybody
+                (Audience::Everybody, None)
             }
             Err(problem) => return Err(problem),
         };
-        Filter::parse(audience, query)
+        Ok((Filter::parse(audience, query)?, key))
     }
 
-    fn start(&self, filter: Filter, from: Floor, upgrade: WebSocketUpgrade) -> Response {
+    fn start(
+        &self,
+        filter: Filter,
+        key: Option<Arc<OpenKey>>,
+        from: Floor,
+        upgrade: WebSocketUpgrade,
+    ) -> Response {
         // Subscribed before the handshake is answered: a client that has the answer misses nothing.
         let (subscriber, inbox) = Subscriber::new(filter, from, self.config.queue_bytes);
         let registration = self.registry.add(subscriber);
         let socket = Socket {
             inbox,
             registration,
+            key,
             metrics: self.metrics.clone(),
             config: self.config.clone(),
             drain: self.drain.clone(),

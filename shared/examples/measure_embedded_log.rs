@@ -113,7 +113,7 @@ fn record(outcomes: bool) -> NewRecord {
         key: Some(Bytes::from(device)),
         value: Bytes::from(value),
         headers: headers.build(),
-        outcome,
+        outcomes: outcome.into_iter().collect(),
     }
 }
 

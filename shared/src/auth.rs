@@ -1,22 +1,23 @@
 //! Who is calling: API keys looked up in process, then in the cache, then in the store.
 //!
 //! A valid key is used for at most `keys.process_ttl` after it was read from the store, an unknown one is
-//! remembered for `keys.negative_ttl` in a table of its own, so that random keys cannot push good ones
-//! out. Requests that miss together cause one lookup. While neither cache nor store answers, a key that
-//! was valid goes on for [`STALE`].
+//! remembered for `keys.negative_ttl`. A change of a key is heard (`notices`) and takes effect at once:
+//! nothing read before it is remembered (`memory`). Requests that miss together cause one lookup, which
+//! goes on without them. While neither cache nor store answers, a key that was valid goes on for
+//! [`STALE`].
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::http::HeaderMap;
 use hmac::{Hmac, KeyInit as _, Mac as _};
-use moka::Expiry;
-use moka::future::Cache as Memo;
-use prometheus::IntCounterVec;
+use prometheus::{IntCounter, IntCounterVec};
 use rand::RngExt as _;
 use serde::{Deserialize, Serialize};
 use sha2::Sha256;
-use tokio::sync::Semaphore;
+use tokio::sync::broadcast;
+use tokio::time::{Instant, timeout};
+use tokio_util::task::TaskTracker;
 
 use crate::cache::{Cache, CachedKey};
 use crate::clock;
@@ -27,17 +28,25 @@ use crate::problem::{Code, Problem};
 use crate::service::Context;
 use crate::store::{KeyHash, KeyRecord, KeyStore, Scope, StoreError};
 
+mod door;
+mod memory;
+mod notices;
+#[cfg(test)]
+mod tests;
+
+use door::Doors;
+use memory::{Answer, Found, Joined, Lookup, Memory, Recall, Refusal};
+pub use notices::{KeyNotice, KeyNotices, announce};
+
 /// How long a key that was valid works while it cannot be asked for.
 pub const STALE: Duration = Duration::from_secs(600);
 
-const POSITIVE_ENTRIES: u64 = 100_000;
-const NEGATIVE_ENTRIES: u64 = 10_000;
-/// Lookups in the store at once; a flood of unknown keys must not take every connection.
-const STORE_LOOKUPS: usize = 8;
+/// Changed keys that may wait for one listener; a slower one is told that it lagged.
+const CHANGES_WAITING: usize = 1_024;
 
 /// Hashes keys under the server's pepper.
 #[derive(Clone)]
-pub struct Pepper(Vec<u8>);
+pub struct Pepper(Hmac<Sha256>);
 
 impl Pepper {
     /// The configured pepper, else the one the store was made with.
@@ -46,30 +55,34 @@ impl Pepper {
     /// [`StoreError`] when the store is asked and does not answer.
     pub async fn load(config: &config::Keys, keys: &dyn KeyStore) -> Result<Self, StoreError> {
         if config.pepper.is_empty() {
-            Ok(Self(keys.pepper().await?))
+            Ok(Self::new(&keys.pepper().await?))
         } else {
-            Ok(Self(config.pepper.expose().as_bytes().to_vec()))
+            Ok(Self::new(config.pepper.expose().as_bytes()))
         }
+    }
+
+    fn new(secret: &[u8]) -> Self {
+        Self(Hmac::new_from_slice(secret).expect("HMAC takes a secret of any length"))
     }
 
     /// HMAC-SHA256 of the key.
     pub fn hash(&self, key: &str) -> KeyHash {
-        let mut mac =
-            Hmac::<Sha256>::new_from_slice(&self.0).expect("HMAC takes a secret of any length");
+        // The copy has the pepper worked in already: two of four rounds of SHA-256 are saved.
+        let mut mac = self.0.clone();
         mac.update(key.as_bytes());
         KeyHash(mac.finalize().into_bytes().into())
     }
 }
 
-/// A key as it lies in process and in the cache: with the time it was read from the store, which its
-/// age counts from, in whatever tier it is found.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-struct Known {
-    record: KeyRecord,
+/// A key as it lies in the cache: with the time it was read from the store, which its age counts from,
+/// in whatever tier it is found.
+#[derive(Debug, Serialize, Deserialize)]
+struct Entry<R> {
+    record: R,
     read_at_ms: i64,
 }
 
-impl Known {
+impl<R> Entry<R> {
     /// Time since the store was read; nothing for a clock that went back.
     fn age(&self) -> Duration {
         let age_ms = clock::unix_ms().saturating_sub(self.read_at_ms);
@@ -77,47 +90,63 @@ impl Known {
     }
 }
 
-/// Looks up and remembers API keys.
-pub struct Keyring {
-    pepper: Pepper,
-    cache: Arc<dyn Cache>,
-    store: Arc<dyn KeyStore>,
-    config: config::Keys,
-    known: Memo<KeyHash, Arc<Known>>,
-    unknown: Memo<KeyHash, ()>,
-    stale: Memo<KeyHash, Arc<Known>>,
-    lookups: Semaphore,
-    counts: IntCounterVec,
+/// Lookups by the tier that decided and what it said.
+struct Counts {
+    all: IntCounterVec,
+    /// Touched by every request.
+    hit: IntCounter,
+    stale: IntCounter,
 }
 
-/// The store cannot say whether the key is good.
-#[derive(Debug, Clone, thiserror::Error)]
-enum Miss {
-    #[error("unknown key")]
-    Unknown,
-    #[error("{0}")]
-    Unavailable(String),
-}
+/// Every pair of labels of `key_lookups_total`.
+const COUNTED: [(&str, &str); 12] = [
+    ("process", "hit"),
+    ("process", "stale"),
+    ("process", "miss"),
+    ("cache", "hit"),
+    ("cache", "miss"),
+    ("cache", "revoked"),
+    ("cache", "error"),
+    ("store", "hit"),
+    ("store", "miss"),
+    ("store", "busy"),
+    ("store", "late"),
+    ("store", "error"),
+];
 
-/// Random, so that keys read together are not asked for together.
-struct Jittered(Duration);
+impl Counts {
+    fn new(metrics: &Metrics<'_>) -> Self {
+        let help = "Lookups of API keys by the tier that decided.";
+        let all = metrics.counters("key_lookups_total", help, &["tier", "result"]);
+        let counter = |tier, result| all.with_label_values(&[tier, result]);
+        for (tier, result) in COUNTED {
+            counter(tier, result);
+        }
+        Self { hit: counter("process", "hit"), stale: counter("process", "stale"), all }
+    }
 
-impl Expiry<KeyHash, Arc<Known>> for Jittered {
-    fn expire_after_create(
-        &self,
-        _: &KeyHash,
-        known: &Arc<Known>,
-        _: std::time::Instant,
-    ) -> Option<Duration> {
-        // The bound is a promise about revocation: never exceeded, and counted from the read of the
-        // store, in whatever tier the key was found.
-        let life = self.0.mul_f64(rand::rng().random_range(0.6..1.0));
-        Some(life.saturating_sub(known.age()))
+    fn count(&self, tier: &str, result: &str) {
+        debug_assert!(COUNTED.contains(&(tier, result)));
+        self.all.with_label_values(&[tier, result]).inc();
     }
 }
 
+/// Looks up and remembers API keys.
+pub struct Keyring {
+    pepper: Pepper,
+    /// `None`: the process has the store to itself.
+    cache: Option<Arc<dyn Cache>>,
+    store: Arc<dyn KeyStore>,
+    config: config::Keys,
+    memory: Arc<Memory>,
+    doors: Doors,
+    counts: Counts,
+    changed: broadcast::Sender<KeyHash>,
+    lookups: TaskTracker,
+}
+
 impl Keyring {
-    /// Starts with nothing known. One for all services of a process.
+    /// Starts with nothing known, and listens for changes from now on. One for all services of a process.
     ///
     /// # Errors
     /// [`OpenError`] when the store cannot tell the pepper.
@@ -127,35 +156,41 @@ impl Keyring {
         let pepper = Pepper::load(&config, engine.keys.as_ref())
             .await
             .map_err(|error| OpenError(error.to_string()))?;
-        let help = "Lookups of API keys by the tier that decided.";
-        let labels = ["tier", "result"];
-        Ok(Arc::new(Self {
+        let notices = engine.key_notices().await;
+        let keyring = Arc::new(Self {
             pepper,
-            counts: Metrics(&context.registry).counters("key_lookups_total", help, &labels),
-            cache: engine.cache.clone(),
+            cache: engine.key_cache(),
             store: engine.keys.clone(),
-            known: Memo::builder()
-                .max_capacity(POSITIVE_ENTRIES)
-                .expire_after(Jittered(config.process_ttl))
-                .build(),
-            unknown: Memo::builder()
-                .max_capacity(NEGATIVE_ENTRIES)
-                .time_to_live(config.negative_ttl)
-                .build(),
-            stale: Memo::builder().max_capacity(POSITIVE_ENTRIES).time_to_live(STALE).build(),
+            memory: Memory::new(config.negative_ttl),
             config,
-            lookups: Semaphore::new(STORE_LOOKUPS),
-        }))
+            doors: Doors::default(),
+            counts: Counts::new(&Metrics(&context.registry)),
+            changed: broadcast::Sender::new(CHANGES_WAITING),
+            lookups: context.tasks.clone(),
+        });
+        let stop = context.shutdown.stop.clone();
+        let listening = keyring.clone().listen(notices);
+        context.spawn("key notices", async move {
+            stop.run_until_cancelled(listening).await;
+        });
+        Ok(keyring)
     }
 
     /// Decides whether a request may do what `scope` names.
     ///
     /// # Errors
     /// 401 without a key or with one that does not work, 403 without the scope, 503 when nobody can say.
-    pub async fn authorize(&self, headers: &HeaderMap, scope: Scope) -> Result<KeyRecord, Problem> {
+    pub async fn authorize(
+        self: &Arc<Self>,
+        headers: &HeaderMap,
+        scope: Scope,
+    ) -> Result<Arc<KeyRecord>, Problem> {
         let key = key_of(headers).ok_or(Code::MissingApiKey)?;
-        let record = self.find(key).await?;
-        if !record.is_valid_at(clock::unix_ms()) {
+        let record = self.find(self.pepper.hash(key)).await.map_err(|refusal| match refusal {
+            Refusal::Unknown => Code::InvalidApiKey,
+            Refusal::Unavailable => Code::Unavailable,
+        })?;
+        if !works(&record) {
             return Err(Code::InvalidApiKey.into());
         }
         if !record.has(scope) {
@@ -165,94 +200,163 @@ impl Keyring {
         Ok(record)
     }
 
-    async fn find(&self, key: &str) -> Result<KeyRecord, Problem> {
-        let hash = self.pepper.hash(key);
-        if let Some(known) = self.known.get(&hash).await {
-            self.count("process", "hit");
-            return Ok(known.record.clone());
-        }
-        if self.unknown.contains_key(&hash) {
-            self.count("process", "miss");
-            return Err(Code::InvalidApiKey.into());
-        }
-        match self.known.try_get_with(hash, self.look_up(hash)).await {
-            Ok(known) => Ok(known.record.clone()),
-            Err(miss) => match &*miss {
-                Miss::Unknown => Err(Code::InvalidApiKey.into()),
-                Miss::Unavailable(reason) => self.find_stale(&hash, reason).await,
-            },
+    /// False once a key that was authorized works no more; true while nobody can say.
+    pub async fn still_works(self: &Arc<Self>, hash: &KeyHash) -> bool {
+        match self.find(*hash).await {
+            Ok(record) => works(&record),
+            Err(Refusal::Unknown) => false,
+            Err(Refusal::Unavailable) => true,
         }
     }
 
-    async fn look_up(&self, hash: KeyHash) -> Result<Arc<Known>, Miss> {
-        if let Some(known) = self.find_in_cache(&hash).await {
-            self.stale.insert(hash, known.clone()).await;
-            return Ok(known);
+    /// Keys that changed, as this process hears of them; [`Keyring::still_works`] says what it means.
+    /// Not every change is heard: ask for each key now and then too.
+    pub fn changed(&self) -> broadcast::Receiver<KeyHash> {
+        self.changed.subscribe()
+    }
+
+    async fn listen(self: Arc<Self>, mut notices: KeyNotices) {
+        while let Some(notice) = notices.next().await {
+            self.hear(&notice);
         }
-        let _place = self.lookups.acquire().await.map_err(|e| Miss::Unavailable(e.to_string()))?;
+    }
+
+    fn hear(&self, notice: &KeyNotice) {
+        match notice {
+            KeyNotice::Changed(hashes) => {
+                for hash in hashes {
+                    self.memory.changed(hash);
+                    // Nobody listens in a process without streams.
+                    drop(self.changed.send(*hash));
+                }
+            }
+            KeyNotice::Missed => self.memory.missed(),
+        }
+    }
+
+    async fn find(self: &Arc<Self>, hash: KeyHash) -> Answer {
+        let now = Instant::now();
+        if let Some(recalled) = self.memory.recall(&hash, now) {
+            return self.recalled(recalled);
+        }
+        let answer = match self.memory.join(hash, now) {
+            Joined::Recalled(recalled) => return self.recalled(recalled),
+            Joined::Follow(answer) => answer,
+            Joined::Lead(lookup, answer) => {
+                // A task of its own: the followers' answer does not depend on the leader's patience.
+                self.lookups.spawn(self.clone().look_up(hash, lookup));
+                answer
+            }
+        };
+        // An error: the lookup died, which only the end of the process does.
+        answer.await.unwrap_or(Err(Refusal::Unavailable))
+    }
+
+    fn recalled(&self, recalled: Recall) -> Answer {
+        match recalled {
+            Recall::Fresh(record) => {
+                self.counts.hit.inc();
+                Ok(record)
+            }
+            Recall::Stale(record) => {
+                self.counts.stale.inc();
+                Ok(record)
+            }
+            Recall::Unknown => {
+                self.counts.count("process", "miss");
+                Err(Refusal::Unknown)
+            }
+        }
+    }
+
+    async fn look_up(self: Arc<Self>, hash: KeyHash, lookup: Lookup) {
+        if let Some(found) = self.ask_cache(&hash).await {
+            lookup.finish(&found, Instant::now());
+            return;
+        }
         let read_at_ms = clock::unix_ms();
-        match self.store.find(&hash).await {
-            Ok(Some(record)) => {
-                self.count("store", "hit");
-                let known = Arc::new(Known { record, read_at_ms });
-                self.stale.insert(hash, known.clone()).await;
-                self.put_in_cache(&hash, &known).await;
-                Ok(known)
+        let found = self.ask_store(&hash, lookup.known).await;
+        match (lookup.finish(&found, Instant::now()), found) {
+            // The cache is told after the requests, and only what is still true: the mark of a revoked
+            // key guards the cache as `memory` guards the process.
+            (Some(_), Found::Key { record, .. }) => {
+                self.tell_cache(&hash, &Entry { record: record.as_ref(), read_at_ms }).await;
             }
-            Ok(None) => {
-                self.count("store", "miss");
-                self.unknown.insert(hash, ()).await;
-                self.stale.invalidate(&hash).await;
-                Err(Miss::Unknown)
-            }
-            Err(error) => {
-                self.count("store", "error");
-                Err(Miss::Unavailable(error.to_string()))
-            }
+            (Some(Ok(_)), Found::Unavailable) => self.counts.stale.inc(),
+            _ => {}
         }
     }
 
-    async fn find_in_cache(&self, hash: &KeyHash) -> Option<Arc<Known>> {
-        let entry = match self.cache.key(hash).await {
-            Ok(Some(CachedKey::Entry(entry))) => entry,
-            Ok(Some(CachedKey::Revoked) | None) => {
-                self.count("cache", "miss");
-                return None;
+    /// `None`: ask the store.
+    async fn ask_cache(&self, hash: &KeyHash) -> Option<Found> {
+        let entry = match self.cache.as_ref()?.key(hash).await {
+            Ok(Some(CachedKey::Entry(entry))) => {
+                serde_json::from_slice::<Entry<KeyRecord>>(&entry).ok()
             }
+            Ok(Some(CachedKey::Revoked)) => {
+                self.counts.count("cache", "revoked");
+                return Some(Found::Unknown);
+            }
+            Ok(None) => None,
             Err(_) => {
-                self.count("cache", "error");
+                self.counts.count("cache", "error");
                 return None;
             }
         };
-        let known: Known = serde_json::from_slice(&entry).ok()?;
-        let fresh = known.age() < self.config.process_ttl;
-        self.count("cache", if fresh { "hit" } else { "miss" });
-        fresh.then(|| Arc::new(known))
+        let found = entry.and_then(|entry| {
+            let age = entry.age();
+            let life = self.life(age);
+            (!life.is_zero()).then_some(Found::Key { record: Arc::new(entry.record), age, life })
+        });
+        self.counts.count("cache", if found.is_some() { "hit" } else { "miss" });
+        found
     }
 
-    async fn put_in_cache(&self, hash: &KeyHash, known: &Known) {
-        let Ok(entry) = serde_json::to_vec(known) else { return };
-        if self.cache.put_key(hash, &entry, self.config.cache_ttl).await.is_err() {
-            self.count("cache", "error");
+    /// How long a record of that age is used without asking again. Random, so that keys read together are
+    /// not asked for together; never beyond `process_ttl` from the read, which is a promise about
+    /// revocation.
+    fn life(&self, age: Duration) -> Duration {
+        let whole = self.config.process_ttl.mul_f64(rand::rng().random_range(0.6..1.0));
+        whole.saturating_sub(age)
+    }
+
+    async fn ask_store(&self, hash: &KeyHash, known: bool) -> Found {
+        let started = Instant::now();
+        let ask = async {
+            let Some(_place) = self.doors.enter(known).await else { return Ok(None) };
+            self.store.find(hash).await.map(Some)
+        };
+        let (result, found) = match timeout(self.config.lookup_timeout, ask).await {
+            Ok(Ok(Some(Some(record)))) => {
+                let age = started.elapsed();
+                let found = Found::Key { record: Arc::new(record), age, life: self.life(age) };
+                ("hit", found)
+            }
+            Ok(Ok(Some(None))) => ("miss", Found::Unknown),
+            Ok(Ok(None)) => ("busy", Found::Unavailable),
+            Ok(Err(error)) => {
+                tracing::debug!(%error, "an API key could not be looked up");
+                ("error", Found::Unavailable)
+            }
+            Err(_) => ("late", Found::Unavailable),
+        };
+        self.counts.count("store", result);
+        found
+    }
+
+    async fn tell_cache(&self, hash: &KeyHash, entry: &Entry<&KeyRecord>) {
+        let Some(cache) = &self.cache else { return };
+        let Ok(entry) = serde_json::to_vec(entry) else { return };
+        if cache.put_key(hash, &entry, self.config.cache_ttl).await.is_err() {
+            self.counts.count("cache", "error");
         }
     }
+}
 
-    async fn find_stale(&self, hash: &KeyHash, reason: &str) -> Result<KeyRecord, Problem> {
-        match self.stale.get(hash).await {
-            Some(known) => {
-                self.count("process", "stale");
-                Ok(known.record.clone())
-            }
-            None => {
-                tracing::warn!(%reason, "an API key could not be looked up");
-                Err(Code::Unavailable.into())
-            }
-        }
-    }
-
-    fn count(&self, tier: &str, result: &str) {
-        self.counts.with_label_values(&[tier, result]).inc();
-    }
+fn works(record: &KeyRecord) -> bool {
+    // Most keys have no end: then the clock is not read.
+    let now_ms = if record.expires_at_ms.is_some() { clock::unix_ms() } else { 0 };
+    record.is_valid_at(now_ms)
 }
 
 /// `x-api-key`, or `Authorization: Bearer`.
@@ -264,53 +368,4 @@ fn key_of(headers: &HeaderMap) -> Option<&str> {
         scheme.eq_ignore_ascii_case("bearer").then(|| key.trim())
     };
     direct.or_else(bearer).filter(|key| !key.is_empty())
-}
-
-#[cfg(test)]
-mod tests {
-    use std::time::Instant;
-
-    use super::*;
-    use crate::event::ClientId;
-
-    fn known(age: Duration) -> Arc<Known> {
-        let record = KeyRecord {
-            prefix: "ps_test".into(),
-            client: ClientId(1),
-            client_name: "tenant".into(),
-            scopes: vec![Scope::EventsWrite],
-            rate: None,
-            burst: None,
-            created_at_ms: 0,
-            expires_at_ms: None,
-            revoked_at_ms: None,
-        };
-        let age_ms = i64::try_from(age.as_millis()).unwrap();
-        Arc::new(Known { record, read_at_ms: clock::unix_ms() - age_ms })
-    }
-
-    #[test]
-    fn a_key_found_in_a_tier_lives_no_longer_than_one_read_from_the_store() {
-        let bound = Duration::from_secs(30);
-        for age in [0, 10, 29, 30, 300].map(Duration::from_secs) {
-            for _ in 0..100 {
-                let hash = KeyHash([0; 32]);
-                let life = Jittered(bound).expire_after_create(&hash, &known(age), Instant::now());
-                assert!(age + life.unwrap() <= bound.max(age), "{age:?} {life:?}");
-            }
-        }
-    }
-
-    #[test]
-    fn a_key_comes_in_its_own_header_or_as_a_bearer_token() {
-        let header = |name: &'static str, value: &'static str| {
-            HeaderMap::from_iter([(name.parse().unwrap(), value.parse().unwrap())])
-        };
-        let key = |headers: &HeaderMap| key_of(headers).map(str::to_owned);
-        assert_eq!(key(&header("x-api-key", "k")), Some("k".to_owned()));
-        assert_eq!(key(&header("authorization", "bearer k")), Some("k".to_owned()));
-        assert_eq!(key(&header("authorization", "Basic k")), None);
-        assert_eq!(key(&header("x-api-key", "")), None);
-        assert_eq!(key(&HeaderMap::new()), None);
-    }
 }

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::admin::{Dependency, Readiness};
+use crate::auth::KeyNotices;
 use crate::bus::Bus;
 use crate::bus::local::LocalBus;
 use crate::bus::redis::{RedisBus, RedisBusConfig};
@@ -46,6 +47,8 @@ pub struct Engine {
     /// Live batches and notices.
     pub bus: Arc<dyn Bus>,
     kind: LogKind,
+    /// Cache and bus are those of other processes too.
+    shared: bool,
 }
 
 /// The log as itself, for what no port has a word for: retention and a clean end.
@@ -143,10 +146,26 @@ impl Engine {
             cache,
             bus,
             kind,
+            shared: is_redis(config),
         };
         // A cache opens without its server: whether that answers is known only now.
         engine.probe(readiness).await;
         Ok(engine)
+    }
+
+    /// Where processes share looked-up keys; `None` when the cache is in this process: it would know no
+    /// more than the keyring does, and no command could revoke a key in it.
+    pub fn key_cache(&self) -> Option<Arc<dyn Cache>> {
+        self.shared.then(|| self.cache.clone())
+    }
+
+    /// Where this process hears of changed keys.
+    pub async fn key_notices(&self) -> KeyNotices {
+        if self.shared {
+            KeyNotices::of_bus(self.bus.as_ref()).await
+        } else {
+            KeyNotices::of_store(self.keys.clone())
+        }
     }
 
     /// Spawns what keeps the engines in order: probes for `/readyz`, and for the embedded log its

@@ -1,24 +1,24 @@
-//! `pulsestream keys`: works on the store alone, so also while the pipeline runs.
+//! `pulsestream keys`: works on the store alone, so also while the pipeline runs, and tells the running
+//! processes what changed. Embedded, they see it in the store by themselves.
 
-use std::io::Write as _;
+use std::time::Duration;
 
 use clap::Subcommand;
-use pulsestream_shared::auth::Pepper;
+use pulsestream_shared::auth;
+use pulsestream_shared::bus::Bus;
+use pulsestream_shared::cache::Cache;
 use pulsestream_shared::clock;
 use pulsestream_shared::config::{Config, parse_duration};
-use pulsestream_shared::engine;
-use pulsestream_shared::store::{KeyRecord, KeyStore, NewKey, Scope};
-use serde_json::json;
-use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
+use pulsestream_shared::engine::{self, OpenError};
+use pulsestream_shared::store::{KeyHash, KeyRecord, KeyStore, Scope};
 
-/// Characters of a made key after `ps_live_`: 32 of 32 symbols, 160 bits.
-const RANDOM_CHARS: usize = 32;
-const ALPHABET: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
-/// Characters of a key that are shown and stored in clear.
-const PREFIX_CHARS: usize = 14;
+mod make;
+mod show;
 
-/// Create, list and revoke API keys.
+use make::{Wanted, make, parse_expiry, parse_scope, random_key};
+use show::{describe, print, print_created, print_list, print_rotated, time_text};
+
+/// Create, list, rotate and revoke API keys.
 #[derive(Debug, Subcommand)]
 pub(crate) enum KeysCommand {
     /// Create a key; it is printed once and never stored.
@@ -47,13 +47,31 @@ pub(crate) enum KeysCommand {
     },
     /// List keys, newest first.
     List {
+        /// Only those of this client.
+        #[arg(long)]
+        client: Option<String>,
         /// Print a JSON array.
         #[arg(long)]
         json: bool,
     },
-    /// Revoke the key with this prefix; running gateways stop accepting it within 30 seconds.
+    /// Make a new key like the one with this prefix, print it once, and let the old one expire.
+    Rotate {
+        /// The prefix that `keys list` shows, or enough of it.
+        prefix: String,
+        /// How long the old key goes on; 0 revokes it at once.
+        #[arg(long, default_value = "24h")]
+        grace: String,
+        /// When the new key stops working; to be given when the old one has an end.
+        #[arg(long)]
+        expires: Option<String>,
+        /// Print one JSON object.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Revoke the key with this prefix, for good; running processes refuse it at once and close its
+    /// streams.
     Revoke {
-        /// The prefix that `keys list` shows.
+        /// The prefix that `keys list` shows, or enough of it.
         prefix: String,
         /// Print one JSON object.
         #[arg(long)]
@@ -64,9 +82,9 @@ pub(crate) enum KeysCommand {
 pub(crate) async fn run(command: KeysCommand, config: Config) -> Result<(), String> {
     let stores = engine::open_store(&config).await.map_err(|error| error.to_string())?;
     let store = stores.keys.as_ref();
+    let now_ms = clock::unix_ms();
     match command {
         KeysCommand::Create { client, scopes, rate, burst, expires, key, json } => {
-            let now_ms = clock::unix_ms();
             let wanted = Wanted {
                 client,
                 scopes: scopes.iter().map(|scope| parse_scope(scope)).collect::<Result<_, _>>()?,
@@ -75,30 +93,36 @@ pub(crate) async fn run(command: KeysCommand, config: Config) -> Result<(), Stri
                 expires_at_ms: expires.map(|text| parse_expiry(&text, now_ms)).transpose()?,
                 key: key.unwrap_or_else(random_key),
             };
-            let (key, record) = create(store, &config, wanted, now_ms).await?;
-            print_created(&key, &record, json)
+            let (key, record) = make(store, &config, wanted, now_ms).await?;
+            print_created(&key, &record, json)?;
+            tell(&config, Change::Created(record.hash)).await;
+            Ok(())
         }
-        KeysCommand::List { json } => {
-            let keys = store.list().await.map_err(|error| error.to_string())?;
+        KeysCommand::List { client, json } => {
+            let mut keys = store.list().await.map_err(|error| error.to_string())?;
+            if let Some(client) = client {
+                keys.retain(|key| key.client_name == client);
+            }
             print_list(&keys, json)
         }
+        KeysCommand::Rotate { prefix, grace, expires, json } => {
+            let rotation = Rotation {
+                old: find(store, &prefix).await?,
+                grace: parse_grace(&grace, config.keys.process_ttl)?,
+                expires_at_ms: expires.map(|text| parse_expiry(&text, now_ms)).transpose()?,
+            };
+            let (key, new, old) = rotate(store, &config, rotation, now_ms).await?;
+            print_rotated(&key, &new, &old, json)
+        }
         KeysCommand::Revoke { prefix, json } => {
-            let record = revoke(store, &config, &prefix).await?;
+            let prefix = find(store, &prefix).await?.prefix;
+            let record = revoke(store, &config, &prefix, now_ms).await?;
             if json {
                 return print(&format!("{}\n", describe(&record)));
             }
             print(&format!("revoked {} of client {}\n", record.prefix, record.client_name))
         }
     }
-}
-
-struct Wanted {
-    client: String,
-    scopes: Vec<Scope>,
-    rate: Option<u32>,
-    burst: Option<u32>,
-    expires_at_ms: Option<i64>,
-    key: String,
 }
 
 /// The key of a first start.
@@ -111,144 +135,144 @@ pub(crate) async fn make_first(store: &dyn KeyStore, config: &Config) -> Result<
         expires_at_ms: None,
         key: random_key(),
     };
-    Ok(create(store, config, wanted, clock::unix_ms()).await?.0)
+    Ok(make(store, config, wanted, clock::unix_ms()).await?.0)
 }
 
-async fn create(
+/// The key whose prefix begins so. A whole prefix names its key even if another begins with it.
+async fn find(store: &dyn KeyStore, beginning: &str) -> Result<KeyRecord, String> {
+    let mut keys = store.list().await.map_err(|error| error.to_string())?;
+    if let Some(exact) = keys.iter().position(|key| key.prefix == beginning) {
+        return Ok(keys.swap_remove(exact));
+    }
+    keys.retain(|key| !beginning.is_empty() && key.prefix.starts_with(beginning));
+    match (keys.len(), keys.pop()) {
+        (1, Some(key)) => Ok(key),
+        (0, _) | (_, None) => {
+            Err(format!("{beginning}: no key has this prefix; `pulsestream keys list` shows them"))
+        }
+        (count, Some(one)) => Err(format!(
+            "{beginning}: {count} keys begin with this, {} is one of them; give more of the prefix",
+            one.prefix
+        )),
+    }
+}
+
+struct Rotation {
+    old: KeyRecord,
+    grace: Duration,
+    expires_at_ms: Option<i64>,
+}
+
+/// The new key, its record, and the old one's as it is now.
+async fn rotate(
     store: &dyn KeyStore,
     config: &Config,
-    wanted: Wanted,
+    rotation: Rotation,
     now_ms: i64,
-) -> Result<(String, KeyRecord), String> {
-    if !(8..=200).contains(&wanted.key.len()) || !wanted.key.bytes().all(|b| b.is_ascii_graphic()) {
-        return Err("a key is 8 to 200 visible ASCII characters".to_owned());
+) -> Result<(String, KeyRecord, KeyRecord), String> {
+    let Rotation { old, grace, expires_at_ms } = rotation;
+    let time = |ms: i64| time_text(ms).unwrap_or_default();
+    if let Some(revoked_at_ms) = old.revoked_at_ms {
+        let at = time(revoked_at_ms);
+        return Err(format!("{}: revoked at {at}; make a key with `keys create`", old.prefix));
     }
-    if wanted.client.trim().is_empty() {
-        return Err("a client has a name".to_owned());
+    if let (Some(end_ms), None) = (old.expires_at_ms, expires_at_ms) {
+        let at = time(end_ms);
+        return Err(format!(
+            "{}: expires at {at}; say with --expires when its successor does",
+            old.prefix
+        ));
     }
-    let pepper = Pepper::load(&config.keys, store).await.map_err(|error| error.to_string())?;
-    // Never more than half of an imported key in clear.
-    let shown = PREFIX_CHARS.min(wanted.key.len() / 2);
-    let new = NewKey {
-        hash: pepper.hash(&wanted.key),
-        prefix: wanted.key.chars().take(shown).collect(),
-        client_name: wanted.client,
-        scopes: wanted.scopes,
-        rate: wanted.rate,
-        burst: wanted.burst,
-        created_at_ms: now_ms,
-        expires_at_ms: wanted.expires_at_ms,
+    let wanted = Wanted {
+        client: old.client_name,
+        scopes: old.scopes,
+        rate: old.rate,
+        burst: old.burst,
+        expires_at_ms,
+        key: random_key(),
     };
-    let record = store.create(new).await.map_err(|error| error.to_string())?;
-    Ok((wanted.key, record))
+    let (key, new) = make(store, config, wanted, now_ms).await?;
+    tell(config, Change::Created(new.hash)).await;
+    let ended = if grace.is_zero() {
+        revoke(store, config, &old.prefix, now_ms).await
+    } else {
+        let at_ms = now_ms.saturating_add(i64::try_from(grace.as_millis()).unwrap_or(i64::MAX));
+        store.expire(&old.prefix, at_ms).await.map_err(|error| error.to_string())
+    };
+    match ended {
+        Ok(old) => Ok((key, new, old)),
+        // The new key is not shown: whoever wants to rotate tries again, and finds it in the list.
+        Err(reason) => {
+            let undone = revoke(store, config, &new.prefix, now_ms).await;
+            let new = new.prefix;
+            Err(match undone {
+                Ok(_) => format!("{}: goes on as before: {reason}", old.prefix),
+                Err(_) => format!(
+                    "{}: goes on as before, and {new} is to be revoked: {reason}",
+                    old.prefix
+                ),
+            })
+        }
+    }
 }
 
-async fn revoke(store: &dyn KeyStore, config: &Config, prefix: &str) -> Result<KeyRecord, String> {
-    let revoked = store.revoke(prefix, clock::unix_ms()).await;
-    let (hash, record) = revoked.map_err(|error| format!("{prefix}: {error}"))?;
-    // The store has spoken; the cache forgets by itself should it not hear now.
-    match engine::open_redis(config).await {
-        Ok(Some((cache, _))) => {
-            if let Err(error) = cache.revoke_key(&hash, config.keys.cache_ttl).await {
-                tracing::warn!(%error, "revoked; the cache was not told and forgets within 30 s");
-            }
-        }
-        Ok(None) => {}
-        Err(error) => {
-            tracing::warn!(%error, "revoked; the cache was not told and forgets within 30 s")
-        }
+/// Processes use a record for up to `process_ttl` after they read it, so an end nearer than that could
+/// pass unseen.
+fn parse_grace(text: &str, process_ttl: Duration) -> Result<Duration, String> {
+    let grace = if text == "0" { Some(Duration::ZERO) } else { parse_duration(text) };
+    let grace =
+        grace.ok_or_else(|| format!("--grace {text}: give a duration such as 24h, or 0"))?;
+    if !grace.is_zero() && grace < process_ttl {
+        let least = process_ttl.as_secs_f64();
+        return Err(format!("--grace {text}: give 0, or at least {least} s (keys.process_ttl)"));
     }
+    Ok(grace)
+}
+
+async fn revoke(
+    store: &dyn KeyStore,
+    config: &Config,
+    prefix: &str,
+    now_ms: i64,
+) -> Result<KeyRecord, String> {
+    let revoked = store.revoke(prefix, now_ms).await;
+    let record = revoked.map_err(|error| format!("{prefix}: {error}"))?;
+    tell(config, Change::Revoked(record.hash)).await;
     Ok(record)
 }
 
-fn random_key() -> String {
-    let random =
-        (0..RANDOM_CHARS).map(|_| char::from(ALPHABET[usize::from(rand::random::<u8>() % 32)]));
-    format!("ps_live_{}", random.collect::<String>())
+enum Change {
+    Created(KeyHash),
+    Revoked(KeyHash),
 }
 
-fn parse_scope(text: &str) -> Result<Scope, String> {
-    Scope::parse(text).ok_or_else(|| {
-        let known: Vec<_> = Scope::ALL.iter().map(|scope| scope.as_str()).collect();
-        format!("unknown scope {text}: choose from {}", known.join(", "))
-    })
-}
-
-fn parse_expiry(text: &str, now_ms: i64) -> Result<i64, String> {
-    if let Some(span) = parse_duration(text) {
-        return Ok(now_ms.saturating_add(i64::try_from(span.as_millis()).unwrap_or(i64::MAX)));
-    }
-    let time = OffsetDateTime::parse(text, &Rfc3339).map_err(|_| {
-        format!(
-            "--expires {text}: give a duration such as 30d or a time such as 2027-01-31T00:00:00Z"
-        )
-    })?;
-    Ok(time.unix_timestamp() * 1_000)
-}
-
-fn print_created(key: &str, record: &KeyRecord, as_json: bool) -> Result<(), String> {
-    if as_json {
-        let mut object = describe(record);
-        object["key"] = json!(key);
-        return print(&format!("{object}\n"));
-    }
-    print(&format!("{key}\n"))?;
-    tracing::info!(client = %record.client_name, prefix = %record.prefix, "this key is shown once");
-    Ok(())
-}
-
-fn print_list(keys: &[KeyRecord], as_json: bool) -> Result<(), String> {
-    if as_json {
-        let all: Vec<_> = keys.iter().map(describe).collect();
-        return print(&format!("{}\n", json!(all)));
-    }
-    let mut text =
-        format!("{:<16} {:<24} {:<9} {:<26} SCOPES\n", "PREFIX", "CLIENT", "STATE", "CREATED");
-    for key in keys {
-        let scopes: Vec<_> = key.scopes.iter().map(|scope| scope.as_str()).collect();
-        text.push_str(&format!(
-            "{:<16} {:<24} {:<9} {:<26} {}\n",
-            key.prefix,
-            key.client_name,
-            state(key),
-            time_text(key.created_at_ms).unwrap_or_default(),
-            scopes.join(",")
-        ));
-    }
-    print(&text)
-}
-
-fn state(key: &KeyRecord) -> &'static str {
-    match (key.revoked_at_ms, key.is_valid_at(clock::unix_ms())) {
-        (Some(_), _) => "revoked",
-        (None, true) => "valid",
-        (None, false) => "expired",
+/// Tells running processes. The store has spoken already: who does not hear asks it before long.
+async fn tell(config: &Config, change: Change) {
+    let told = match engine::open_redis(config).await {
+        Ok(Some((cache, bus))) => tell_servers(cache.as_ref(), bus.as_ref(), config, change).await,
+        Ok(None) => Ok(()),
+        Err(OpenError(reason)) => Err(reason),
+    };
+    if let Err(error) = told {
+        let within = config.keys.process_ttl.as_secs_f64();
+        tracing::warn!(%error, "not every process was told; all know within {within} s");
     }
 }
 
-fn describe(key: &KeyRecord) -> serde_json::Value {
-    json!({
-        "prefix": key.prefix,
-        "client": key.client_name,
-        "clientId": key.client,
-        "scopes": key.scopes,
-        "rate": key.rate,
-        "burst": key.burst,
-        "state": state(key),
-        "createdAt": time_text(key.created_at_ms),
-        "expiresAt": key.expires_at_ms.and_then(time_text),
-        "revokedAt": key.revoked_at_ms.and_then(time_text),
-    })
-}
-
-fn time_text(ms: i64) -> Option<String> {
-    OffsetDateTime::from_unix_timestamp(ms / 1_000).ok()?.format(&Rfc3339).ok()
-}
-
-fn print(text: &str) -> Result<(), String> {
-    std::io::stdout()
-        .write_all(text.as_bytes())
-        .map_err(|error| format!("standard output: {error}"))
+/// The cache before the bus: who hears the notice must find the mark.
+async fn tell_servers(
+    cache: &dyn Cache,
+    bus: &dyn Bus,
+    config: &Config,
+    change: Change,
+) -> Result<(), String> {
+    let (hash, marked) = match change {
+        Change::Created(hash) => (hash, Ok(())),
+        Change::Revoked(hash) => (hash, cache.revoke_key(&hash, config.keys.cache_ttl).await),
+    };
+    let announced = auth::announce(bus, &hash).await;
+    marked.map_err(|error| error.to_string())?;
+    announced.map_err(|error| error.to_string())
 }
 
 #[cfg(test)]
@@ -256,16 +280,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_made_key_is_long_random_and_hides_all_but_its_prefix() {
-        let key = random_key();
-        assert_eq!(key.len(), 8 + RANDOM_CHARS);
-        assert_ne!(key, random_key());
-    }
-
-    #[test]
-    fn an_expiry_is_a_duration_or_a_time() {
-        assert_eq!(parse_expiry("1d", 1_000), Ok(86_401_000));
-        assert_eq!(parse_expiry("1970-01-01T00:00:05Z", 0), Ok(5_000));
-        assert!(parse_expiry("tomorrow", 0).unwrap_err().contains("30d"));
+    fn a_grace_is_nothing_or_long_enough_to_be_seen() {
+        let ttl = Duration::from_secs(30);
+        for nothing in ["0", "0s"] {
+            assert_eq!(parse_grace(nothing, ttl), Ok(Duration::ZERO));
+        }
+        assert_eq!(parse_grace("24h", ttl), Ok(Duration::from_secs(86_400)));
+        assert_eq!(parse_grace("30s", ttl), Ok(ttl));
+        assert!(parse_grace("29s", ttl).unwrap_err().contains("at least 30 s"));
+        assert!(parse_grace("soon", ttl).unwrap_err().contains("24h"));
     }
 }

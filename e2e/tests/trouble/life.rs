@@ -16,10 +16,7 @@ use uuid::Uuid;
 
 use crate::support::{Site, run, variables};
 
-on_both!(
-    sigterm_in_the_middle_of_traffic_loses_no_acknowledged_event,
-    a_key_made_beside_a_running_pipeline_works_until_it_is_revoked,
-);
+on_both!(sigterm_in_the_middle_of_traffic_loses_no_acknowledged_event,);
 
 async fn sigterm_in_the_middle_of_traffic_loses_no_acknowledged_event(engines: Engines) {
     let site = Site::new(engines).await;
@@ -118,47 +115,6 @@ async fn the_first_start_prints_a_command_that_works() {
     let bash = tokio::process::Command::new("bash").args(["-c", curl]).output().await;
     let answer = String::from_utf8(bash.expect("bash runs").stdout).expect("text");
     assert!(answer.starts_with("HTTP/1.1 202 "), "{answer}\n{banner}");
-}
-
-async fn a_key_made_beside_a_running_pipeline_works_until_it_is_revoked(engines: Engines) {
-    let site = Site::with(
-        engines,
-        &[("PULSESTREAM__KEYS__PROCESS_TTL", "2s"), ("PULSESTREAM__KEYS__NEGATIVE_TTL", "1s")],
-    )
-    .await;
-    let role = if engines == Engines::Embedded { "up" } else { "gateway" };
-    let process = Process::start(role, &site.home.variables).await;
-    process.ready().await;
-    let commands = &site.home.variables;
-
-    let created = run(&["keys", "create", "--client", "acme", "--json"], commands).await;
-    assert_eq!(created.code, Some(0), "{created:?}");
-    let created: serde_json::Value = serde_json::from_str(&created.stdout).expect("JSON");
-    let (key, prefix) = (created["key"].as_str(), created["prefix"].as_str());
-    let (key, prefix) = (key.expect("a key"), prefix.expect("a prefix"));
-    let client = Client::new(&process.url, key);
-    client.accept(Uuid::new_v4(), 1.0).await;
-
-    let listed = run(&["keys", "list"], commands).await;
-    assert!(listed.stdout.contains(prefix) && !listed.stdout.contains(key), "{listed:?}");
-    let revoked = run(&["keys", "revoke", prefix], commands).await;
-    assert_eq!(revoked.code, Some(0), "{revoked:?}");
-    wait_for("the key to be refused", Duration::from_secs(31), async || {
-        let answer = client.post(Uuid::new_v4(), &event(Uuid::new_v4(), 1.0)).await;
-        match answer.expect("an answer").status {
-            202 => false,
-            status => {
-                assert_eq!(status, 401);
-                true
-            }
-        }
-    })
-    .await;
-    assert!(run(&["keys", "list"], commands).await.stdout.contains("revoked"));
-    let again = run(&["keys", "revoke", "ps_no_such"], commands).await;
-    assert_eq!(again.code, Some(1), "{again:?}");
-    drop(process);
-    site.remove().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

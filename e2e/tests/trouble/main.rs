@@ -10,6 +10,8 @@ mod cut_while_live;
 mod fallen_out;
 mod first_place;
 mod full_log;
+mod keys;
+mod keys_away;
 mod life;
 mod outage;
 mod own_kafka;

@@ -15,7 +15,7 @@ use crate::own_kafka::OwnKafka;
 use crate::support::{Log, Site, counter, devices};
 
 /// Puts a proxy before the server that a variable names.
-async fn proxied(site: &mut Site, variable: &str) -> TcpProxy {
+pub(crate) async fn proxied(site: &mut Site, variable: &str) -> TcpProxy {
     let url = &site.home.variables[variable];
     let (_, rest) = url.split_once("://").expect("a URL");
     let authority = rest.split('/').next().unwrap_or(rest);

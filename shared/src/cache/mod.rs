@@ -67,7 +67,7 @@ pub enum LockChange {
 pub enum CachedKey {
     /// The entry as it was put.
     Entry(Vec<u8>),
-    /// The key was revoked a moment ago: ask the store, put nothing.
+    /// The key was revoked a moment ago, for good: refuse it, ask nobody.
     Revoked,
 }
 

@@ -119,6 +119,8 @@ section!(Keys {
     negative_ttl: Duration,
     #[serde(with = "span")]
     cache_ttl: Duration,
+    #[serde(with = "span")]
+    lookup_timeout: Duration,
 });
 
 section!(Ingest {

@@ -12,7 +12,7 @@ use super::StoreError;
 use crate::event::ClientId;
 
 /// HMAC-SHA256 of an API key.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct KeyHash(pub [u8; 32]);
 
 impl fmt::Debug for KeyHash {
@@ -57,6 +57,8 @@ impl Scope {
 /// A stored key.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KeyRecord {
+    /// By which it is found.
+    pub hash: KeyHash,
     /// First characters of the key, unique, for people and for `keys revoke`.
     pub prefix: String,
     /// Its client's number.
@@ -110,6 +112,15 @@ pub struct NewKey {
     pub expires_at_ms: Option<i64>,
 }
 
+/// That a key was created, revoked or given an end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KeyChange {
+    /// Grows by one with each change in the store; a key carries that of its last one.
+    pub number: i64,
+    /// The key.
+    pub hash: KeyHash,
+}
+
 /// What creating or revoking a key can fail with.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyError {
@@ -148,12 +159,25 @@ pub trait KeyStore: Send + Sync {
     /// [`StoreError`].
     async fn list(&self) -> Result<Vec<KeyRecord>, StoreError>;
 
-    /// Revokes the key with that prefix; again is harmless. Returns it with its hash, so that caches can
-    /// be told.
+    /// Revokes the key with that prefix, for good; again is harmless and keeps the first time.
     ///
     /// # Errors
     /// [`KeyError::Unknown`], [`KeyError::Store`].
-    async fn revoke(&self, prefix: &str, now_ms: i64) -> Result<(KeyHash, KeyRecord), KeyError>;
+    async fn revoke(&self, prefix: &str, now_ms: i64) -> Result<KeyRecord, KeyError>;
+
+    /// Lets the key with that prefix stop working at that time; an earlier end stays.
+    ///
+    /// # Errors
+    /// [`KeyError::Unknown`], [`KeyError::Store`].
+    async fn expire(&self, prefix: &str, at_ms: i64) -> Result<KeyRecord, KeyError>;
+
+    /// Keys whose last change has a number above that one, in order of their numbers, at most
+    /// [`CHANGES_AT_ONCE`]. Asking on from the last number given misses no change: numbers become
+    /// visible in their order. Cheap when there is nothing, and never behind other calls.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    async fn changes(&self, after: i64) -> Result<Vec<KeyChange>, StoreError>;
 
     /// Those of the given client numbers that exist.
     ///
@@ -167,6 +191,9 @@ pub trait KeyStore: Send + Sync {
     /// [`StoreError`].
     async fn pepper(&self) -> Result<Vec<u8>, StoreError>;
 }
+
+/// The most one call of [`KeyStore::changes`] returns.
+pub const CHANGES_AT_ONCE: u16 = 1_000;
 
 /// A number for a new client: random and positive, so that a store that was restored or swapped does not
 /// give one twice.

@@ -16,7 +16,7 @@ mod schema;
 mod settle;
 pub mod sqlite;
 
-pub use keys::{KeyError, KeyHash, KeyRecord, KeyStore, NewKey, Scope};
+pub use keys::{CHANGES_AT_ONCE, KeyChange, KeyError, KeyHash, KeyRecord, KeyStore, NewKey, Scope};
 
 use crate::event::{ClientId, Event, EventId};
 use crate::log::{LogError, Offset, Partition};

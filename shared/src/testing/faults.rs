@@ -49,6 +49,8 @@ pub enum Method {
     CreateKey,
     ListKeys,
     RevokeStoredKey,
+    ExpireKey,
+    KeyChanges,
     KnownClients,
     Pepper,
     Lock,

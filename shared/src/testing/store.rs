@@ -71,6 +71,10 @@ macro_rules! store_conformance {
             one_name_has_one_random_number
             keys_are_listed_newest_first
             revoking_again_keeps_the_first_time
+            an_end_given_later_never_lies_behind_one_given_before
+            every_change_of_a_key_is_told_once_and_in_order
+            changes_made_together_are_all_told
+            changes_come_in_portions
             known_clients_are_those_that_exist
             the_pepper_is_the_same_for_every_process
         }

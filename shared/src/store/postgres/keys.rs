@@ -11,7 +11,9 @@ use super::{PostgresStore, Session};
 use crate::event::ClientId;
 use crate::store::keys::{KeyError, random_number};
 use crate::store::settle::transient;
-use crate::store::{KeyHash, KeyRecord, KeyStore, NewKey, Scope, StoreError};
+use crate::store::{
+    CHANGES_AT_ONCE, KeyChange, KeyHash, KeyRecord, KeyStore, NewKey, Scope, StoreError,
+};
 
 const COLUMNS_BY_HASH: &str = "
 select hash, prefix, client_id, name, scopes, rate, burst, api_keys.created_at, expires_at, revoked_at
@@ -25,17 +27,32 @@ select hash, prefix, client_id, name, scopes, rate, burst, api_keys.created_at, 
 
 const INSERT: &str = "
 insert into api_keys
-       (hash, prefix, client_id, scopes, rate, burst, created_at, expires_at)
-values ($1, $2, $3, $4, $5, $6, $7, $8)";
+       (hash, prefix, client_id, scopes, rate, burst, created_at, expires_at, change)
+values ($1, $2, $3, $4, $5, $6, $7, $8, (select coalesce(max(change), 0) + 1 from api_keys))";
 
 const REVOKE: &str = "
-update api_keys set revoked_at = coalesce(revoked_at, $2) where prefix = $1 returning hash";
+update api_keys
+   set revoked_at = coalesce(revoked_at, $2),
+       change = (select max(change) + 1 from api_keys)
+ where prefix = $1 returning hash";
+
+const EXPIRE: &str = "
+update api_keys
+   set expires_at = least(expires_at, $2),
+       change = (select max(change) + 1 from api_keys)
+ where prefix = $1 returning hash";
+
+const CHANGES: &str = "
+select change, hash from api_keys where change > $1 order by change limit $2";
+
+/// Advisory lock of whoever changes a key, so that changes become visible in the order of their numbers.
+const CHANGE_LOCK: i64 = 0x7075_6c73_0004;
 
 #[async_trait]
 impl KeyStore for PostgresStore {
     async fn find(&self, hash: &KeyHash) -> Result<Option<KeyRecord>, StoreError> {
         let mut session = self.session().await?;
-        let found = self.by_hash(&mut session, &hash.0).await?;
+        let found = self.by_hash(&mut session, hash).await?;
         session.keep();
         Ok(found)
     }
@@ -44,7 +61,7 @@ impl KeyStore for PostgresStore {
         let mut session = self.session().await?;
         let outcome = self.within(insert(session.connection(), &key)).await?;
         let record = match outcome {
-            Inserted::Yes => self.by_hash(&mut session, &key.hash.0).await?,
+            Inserted::Yes => self.by_hash(&mut session, &key.hash).await?,
             Inserted::Exists => {
                 session.keep();
                 return Err(KeyError::Exists);
@@ -63,16 +80,23 @@ impl KeyStore for PostgresStore {
         Ok(keys)
     }
 
-    async fn revoke(&self, prefix: &str, now_ms: i64) -> Result<(KeyHash, KeyRecord), KeyError> {
+    async fn revoke(&self, prefix: &str, now_ms: i64) -> Result<KeyRecord, KeyError> {
+        self.change(REVOKE, prefix, now_ms).await
+    }
+
+    async fn expire(&self, prefix: &str, at_ms: i64) -> Result<KeyRecord, KeyError> {
+        self.change(EXPIRE, prefix, at_ms).await
+    }
+
+    async fn changes(&self, after: i64) -> Result<Vec<KeyChange>, StoreError> {
         let mut session = self.session().await?;
-        let query = sqlx::query_scalar::<_, Vec<u8>>(REVOKE).bind(prefix).bind(from_ms(now_ms));
-        let hash = self.within(query.fetch_optional(session.connection())).await?;
-        let mut revoked = None;
-        if let Some(hash) = hash.and_then(|hash| <[u8; 32]>::try_from(hash).ok()) {
-            revoked = self.by_hash(&mut session, &hash).await?.map(|key| (KeyHash(hash), key));
-        }
+        let query = sqlx::query(CHANGES).bind(after).bind(i64::from(CHANGES_AT_ONCE));
+        let query = query.try_map(|row: PgRow| {
+            Ok(KeyChange { number: row.try_get("change")?, hash: hash(&row)? })
+        });
+        let changes = self.within(query.fetch_all(session.connection())).await?;
         session.keep();
-        revoked.ok_or(KeyError::Unknown)
+        Ok(changes)
     }
 
     async fn known_clients(&self, clients: &[ClientId]) -> Result<Vec<ClientId>, StoreError> {
@@ -97,10 +121,26 @@ impl PostgresStore {
     async fn by_hash(
         &self,
         session: &mut Session,
-        hash: &[u8; 32],
+        hash: &KeyHash,
     ) -> Result<Option<KeyRecord>, StoreError> {
-        let query = sqlx::query(COLUMNS_BY_HASH).bind(&hash[..]).try_map(record);
+        let query = sqlx::query(COLUMNS_BY_HASH).bind(&hash.0[..]).try_map(record);
         self.within(query.fetch_optional(session.connection())).await
+    }
+
+    async fn change(
+        &self,
+        statement: &'static str,
+        prefix: &str,
+        at_ms: i64,
+    ) -> Result<KeyRecord, KeyError> {
+        let mut session = self.session().await?;
+        let update = update(session.connection(), statement, prefix, at_ms);
+        let mut changed = None;
+        if let Some(hash) = self.within(update).await? {
+            changed = self.by_hash(&mut session, &hash).await?;
+        }
+        session.keep();
+        changed.ok_or(KeyError::Unknown)
     }
 }
 
@@ -111,8 +151,29 @@ enum Inserted {
     NoNumber,
 }
 
+async fn update(
+    connection: &mut PgConnection,
+    statement: &'static str,
+    prefix: &str,
+    at_ms: i64,
+) -> Result<Option<KeyHash>, sqlx::Error> {
+    let mut tx = connection.begin().await?;
+    take_change_lock(&mut tx).await?;
+    let query = sqlx::query(statement).bind(prefix).bind(from_ms(at_ms));
+    let hash = query.try_map(|row: PgRow| hash(&row)).fetch_optional(&mut *tx).await?;
+    tx.commit().await.map(|()| hash)
+}
+
+/// Held until the transaction ends. A statement of its own: the next one sees what was committed
+/// meanwhile.
+async fn take_change_lock(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
+    let query = sqlx::query("select pg_advisory_xact_lock($1)").bind(CHANGE_LOCK);
+    query.execute(connection).await.map(drop)
+}
+
 async fn insert(connection: &mut PgConnection, key: &NewKey) -> Result<Inserted, sqlx::Error> {
     let mut tx = connection.begin().await?;
+    take_change_lock(&mut tx).await?;
     let Some(client) = client_number(&mut tx, key).await? else {
         return Ok(Inserted::NoNumber);
     };
@@ -161,6 +222,11 @@ async fn client_number(
     Ok(None)
 }
 
+fn hash(row: &PgRow) -> Result<KeyHash, sqlx::Error> {
+    let hash: Vec<u8> = row.try_get("hash")?;
+    hash.try_into().map(KeyHash).map_err(|_| sqlx::Error::Decode("a hash has 32 bytes".into()))
+}
+
 fn record(row: PgRow) -> Result<KeyRecord, sqlx::Error> {
     let scopes: Vec<String> = row.try_get("scopes")?;
     let limit = |column| {
@@ -169,6 +235,7 @@ fn record(row: PgRow) -> Result<KeyRecord, sqlx::Error> {
     let time =
         |column| Ok::<_, sqlx::Error>(row.try_get::<Option<OffsetDateTime>, _>(column)?.map(to_ms));
     Ok(KeyRecord {
+        hash: hash(&row)?,
         prefix: row.try_get("prefix")?,
         client: ClientId(row.try_get("client_id")?),
         client_name: row.try_get("name")?,

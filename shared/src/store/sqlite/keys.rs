@@ -9,7 +9,9 @@ use super::error::is_duplicate;
 use crate::event::ClientId;
 use crate::store::keys::{KeyError, random_number};
 use crate::store::settle::transient;
-use crate::store::{KeyHash, KeyRecord, KeyStore, NewKey, Scope, StoreError};
+use crate::store::{
+    CHANGES_AT_ONCE, KeyChange, KeyHash, KeyRecord, KeyStore, NewKey, Scope, StoreError,
+};
 
 const COLUMNS_BY_HASH: &str = "
 select hash, prefix, client_id, name, scopes, rate, burst, api_keys.created_at, expires_at, revoked_at
@@ -22,11 +24,23 @@ select hash, prefix, client_id, name, scopes, rate, burst, api_keys.created_at, 
  order by api_keys.created_at desc, prefix";
 
 const INSERT: &str = "
-insert into api_keys (hash, prefix, client_id, scopes, rate, burst, created_at, expires_at)
-values (?, ?, ?, ?, ?, ?, ?, ?)";
+insert into api_keys (hash, prefix, client_id, scopes, rate, burst, created_at, expires_at, change)
+values (?, ?, ?, ?, ?, ?, ?, ?, (select coalesce(max(change), 0) + 1 from api_keys))";
 
 const REVOKE: &str = "
-update api_keys set revoked_at = coalesce(revoked_at, ?) where prefix = ? returning hash";
+update api_keys
+   set revoked_at = coalesce(revoked_at, ?1),
+       change = (select max(change) + 1 from api_keys)
+ where prefix = ?2 returning hash";
+
+const EXPIRE: &str = "
+update api_keys
+   set expires_at = min(coalesce(expires_at, ?1), ?1),
+       change = (select max(change) + 1 from api_keys)
+ where prefix = ?2 returning hash";
+
+const CHANGES: &str = "
+select change, hash from api_keys where change > ? order by change limit ?";
 
 #[async_trait]
 impl KeyStore for SqliteStore {
@@ -51,15 +65,20 @@ impl KeyStore for SqliteStore {
         self.within(query.fetch_all(&self.reader)).await
     }
 
-    async fn revoke(&self, prefix: &str, now_ms: i64) -> Result<(KeyHash, KeyRecord), KeyError> {
-        let query = sqlx::query_scalar::<_, Vec<u8>>(REVOKE)
-            .bind(now_ms.saturating_mul(1_000))
-            .bind(prefix.to_owned());
-        let hash = self.within(query.fetch_optional(&self.writer)).await?;
-        let hash = hash.and_then(|hash| hash.try_into().ok()).ok_or(KeyError::Unknown)?;
-        let hash = KeyHash(hash);
-        let key = self.find(&hash).await?.ok_or(KeyError::Unknown)?;
-        Ok((hash, key))
+    async fn revoke(&self, prefix: &str, now_ms: i64) -> Result<KeyRecord, KeyError> {
+        self.change(REVOKE, prefix, now_ms).await
+    }
+
+    async fn expire(&self, prefix: &str, at_ms: i64) -> Result<KeyRecord, KeyError> {
+        self.change(EXPIRE, prefix, at_ms).await
+    }
+
+    async fn changes(&self, after: i64) -> Result<Vec<KeyChange>, StoreError> {
+        let query = sqlx::query(CHANGES).bind(after).bind(CHANGES_AT_ONCE);
+        let query = query.try_map(|row: SqliteRow| {
+            Ok(KeyChange { number: row.try_get("change")?, hash: hash(&row)? })
+        });
+        self.within(query.fetch_all(&self.watcher)).await
     }
 
     async fn known_clients(&self, clients: &[ClientId]) -> Result<Vec<ClientId>, StoreError> {
@@ -88,6 +107,20 @@ enum Inserted {
 }
 
 impl SqliteStore {
+    async fn change(
+        &self,
+        update: &'static str,
+        prefix: &str,
+        at_ms: i64,
+    ) -> Result<KeyRecord, KeyError> {
+        let query = sqlx::query(update)
+            .bind(at_ms.saturating_mul(1_000))
+            .bind(prefix.to_owned())
+            .try_map(|row: SqliteRow| hash(&row));
+        let changed = self.within(query.fetch_optional(&self.writer)).await?;
+        self.find(&changed.ok_or(KeyError::Unknown)?).await?.ok_or(KeyError::Unknown)
+    }
+
     async fn insert(&self, key: &NewKey) -> Result<Inserted, sqlx::Error> {
         let mut tx = self.writer.begin_with("begin immediate").await?;
         let Some(client) = client_number(&mut tx, key).await? else {
@@ -138,10 +171,16 @@ async fn client_number(
     Ok(None)
 }
 
+fn hash(row: &SqliteRow) -> Result<KeyHash, sqlx::Error> {
+    let hash: Vec<u8> = row.try_get("hash")?;
+    hash.try_into().map(KeyHash).map_err(|_| sqlx::Error::Decode("a hash has 32 bytes".into()))
+}
+
 fn record(row: SqliteRow) -> Result<KeyRecord, sqlx::Error> {
     let ms = |us: i64| us.div_euclid(1_000);
     let scopes: String = row.try_get("scopes")?;
     Ok(KeyRecord {
+        hash: hash(&row)?,
         prefix: row.try_get("prefix")?,
         client: ClientId(row.try_get("client_id")?),
         client_name: row.try_get("name")?,

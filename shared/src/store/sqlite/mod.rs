@@ -77,6 +77,8 @@ fn connect_options(path: &Path, busy_timeout: Duration) -> SqliteConnectOptions 
 pub struct SqliteStore {
     reader: SqlitePool,
     writer: SqlitePool,
+    /// One connection for looks at what changed, which must not wait behind other readers.
+    watcher: SqlitePool,
     config: SqliteConfig,
 }
 
@@ -102,6 +104,7 @@ impl SqliteStore {
         };
         let reader = options.clone().pragma("query_only", "on");
         let store = Self {
+            watcher: pool(1).connect_lazy_with(reader.clone()),
             reader: pool(config.readers).connect_lazy_with(reader),
             writer: pool(1).connect_lazy_with(options),
             config,
@@ -112,6 +115,7 @@ impl SqliteStore {
 
     /// Closes the file; calls under way end first.
     pub async fn close(&self) {
+        self.watcher.close().await;
         self.reader.close().await;
         self.writer.close().await;
     }

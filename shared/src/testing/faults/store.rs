@@ -9,8 +9,8 @@ use super::{Faults, Method, Struck};
 use crate::event::ClientId;
 use crate::store::keys::KeyError;
 use crate::store::{
-    DeadLetterSink, EventStore, KeyHash, KeyRecord, KeyStore, Maintenance, NewKey, Progress,
-    StoreBatch, StoreError, Written,
+    DeadLetterSink, EventStore, KeyChange, KeyHash, KeyRecord, KeyStore, Maintenance, NewKey,
+    Progress, StoreBatch, StoreError, Written,
 };
 
 /// [`EventStore`] that fails as told.
@@ -90,9 +90,17 @@ impl KeyStore for FaultKeyStore {
         self.faults.around(Method::ListKeys, self.inner.list(), fail).await
     }
 
-    async fn revoke(&self, prefix: &str, now_ms: i64) -> Result<(KeyHash, KeyRecord), KeyError> {
+    async fn revoke(&self, prefix: &str, now_ms: i64) -> Result<KeyRecord, KeyError> {
         let call = self.inner.revoke(prefix, now_ms);
         self.faults.around(Method::RevokeStoredKey, call, fail_key).await
+    }
+
+    async fn expire(&self, prefix: &str, at_ms: i64) -> Result<KeyRecord, KeyError> {
+        self.faults.around(Method::ExpireKey, self.inner.expire(prefix, at_ms), fail_key).await
+    }
+
+    async fn changes(&self, after: i64) -> Result<Vec<KeyChange>, StoreError> {
+        self.faults.around(Method::KeyChanges, self.inner.changes(after), fail).await
     }
 
     async fn known_clients(&self, clients: &[ClientId]) -> Result<Vec<ClientId>, StoreError> {

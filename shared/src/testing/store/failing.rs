@@ -18,8 +18,8 @@ use super::{
 };
 use crate::event::ClientId;
 use crate::store::{
-    DeadLetterSink, EventStore, KeyError, KeyHash, KeyRecord, KeyStore, Maintenance, NewKey,
-    Progress, StoreBatch, StoreError, Written,
+    DeadLetterSink, EventStore, KeyChange, KeyError, KeyHash, KeyRecord, KeyStore, Maintenance,
+    NewKey, Progress, StoreBatch, StoreError, Written,
 };
 use crate::testing::faults::{Fault, FaultKeyStore, FaultStore, Faults, Method};
 
@@ -118,9 +118,18 @@ impl KeyStore for Failing {
         self.insist(Method::ListKeys, BEFORE_AND_AFTER, || self.keys.list()).await
     }
 
-    async fn revoke(&self, prefix: &str, now_ms: i64) -> Result<(KeyHash, KeyRecord), KeyError> {
+    async fn revoke(&self, prefix: &str, now_ms: i64) -> Result<KeyRecord, KeyError> {
         let call = || self.keys.revoke(prefix, now_ms);
         self.insist(Method::RevokeStoredKey, BEFORE_AND_AFTER, call).await
+    }
+
+    async fn expire(&self, prefix: &str, at_ms: i64) -> Result<KeyRecord, KeyError> {
+        let call = || self.keys.expire(prefix, at_ms);
+        self.insist(Method::ExpireKey, BEFORE_AND_AFTER, call).await
+    }
+
+    async fn changes(&self, after: i64) -> Result<Vec<KeyChange>, StoreError> {
+        self.insist(Method::KeyChanges, BEFORE_AND_AFTER, || self.keys.changes(after)).await
     }
 
     async fn known_clients(&self, clients: &[ClientId]) -> Result<Vec<ClientId>, StoreError> {
