@@ -56,6 +56,7 @@ pub enum Method {
     Key,
     PutKey,
     RevokeKey,
+    Charge,
     Publish,
     Subscribe,
     SubscriptionNext,
