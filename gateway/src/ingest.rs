@@ -6,7 +6,6 @@ use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use pulsestream_shared::auth::Keyring;
 use pulsestream_shared::cache::{Fingerprint, LockKey};
 use pulsestream_shared::clock;
@@ -17,7 +16,9 @@ use pulsestream_shared::problem::{Code, Problem};
 use pulsestream_shared::store::Scope;
 use tokio::time::{Instant, timeout_at};
 
+use crate::arrival::{self, Fault, Pace};
 use crate::body;
+use crate::budget::ByteBudget;
 use crate::commit::{Answer, Attempt, Committer};
 use crate::metrics::GatewayMetrics;
 
@@ -27,6 +28,7 @@ const STATUS: HeaderName = HeaderName::from_static("idempotency-status");
 /// What the route needs.
 pub(crate) struct Ingest {
     pub(crate) keyring: Arc<Keyring>,
+    pub(crate) bytes: ByteBudget,
     pub(crate) committer: Committer,
     pub(crate) config: config::Ingest,
     pub(crate) metrics: Arc<GatewayMetrics>,
@@ -54,10 +56,16 @@ impl Ingest {
     async fn accept(&self, request: Request<Body>) -> Result<Success, Problem> {
         let deadline = Instant::now() + self.config.request_timeout;
         let (parts, body) = request.into_parts();
-        let key = self.keyring.authorize(&parts.headers, Scope::EventsWrite).await?;
+        let declared = declared_length(&parts.headers).unwrap_or(self.config.max_body_bytes);
+        let Some(_charged) = self.bytes.charge(declared.min(self.config.max_body_bytes)) else {
+            self.metrics.shed.bytes.inc();
+            return Err(Code::Overloaded.into());
+        };
+        let authorizing = self.keyring.authorize(&parts.headers, Scope::EventsWrite);
+        let key = timeout_at(deadline, authorizing).await.map_err(|_| Code::Unavailable)??;
         let id = idempotency_key(&parts.headers)?;
-        check_headers(&parts.headers, self.config.max_body_bytes)?;
-        let bytes = self.read_body(body, deadline).await?;
+        check_content_type(&parts.headers)?;
+        let bytes = self.read_body(declared, body, deadline).await?;
         let received_at_us = clock::unix_us();
         let draft = body::read(&bytes, id, received_at_us / 1_000, &self.config)?;
         let device = Success::new(&draft.event);
@@ -88,16 +96,24 @@ impl Ingest {
         }
     }
 
-    async fn read_body(&self, body: Body, deadline: Instant) -> Result<Bytes, Problem> {
-        let limited = Limited::new(body, self.config.max_body_bytes);
-        match timeout_at(deadline, limited.collect()).await {
-            Err(_) => Err(Code::RequestTimeout.into()),
-            Ok(Ok(collected)) => Ok(collected.to_bytes()),
-            Ok(Err(error)) if error.is::<LengthLimitError>() => {
-                Err(too_large(self.config.max_body_bytes))
-            }
-            Ok(Err(_)) => Err(Problem::from(Code::BadRequest).detail("the body ended too early")),
-        }
+    async fn read_body(
+        &self,
+        declared: usize,
+        body: Body,
+        deadline: Instant,
+    ) -> Result<Bytes, Problem> {
+        let most = self.config.max_body_bytes;
+        let received = if declared > most {
+            Err(Fault::TooLarge)
+        } else {
+            arrival::receive(body, most, Pace::new(&self.config), deadline).await
+        };
+        received.map_err(|fault| match fault {
+            Fault::TooLarge => Problem::from(Code::PayloadTooLarge)
+                .detail(format!("an event is at most {most} bytes")),
+            Fault::TooSlow => Code::RequestTimeout.into(),
+            Fault::Cut => Problem::from(Code::BadRequest).detail("the body ended too early"),
+        })
     }
 }
 
@@ -113,11 +129,12 @@ fn idempotency_key(headers: &HeaderMap) -> Result<EventId, Problem> {
     EventId::parse(bare).ok_or_else(|| Code::InvalidIdempotencyKey.into())
 }
 
-fn check_headers(headers: &HeaderMap, max_body_bytes: usize) -> Result<(), Problem> {
-    let length = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok());
-    if length.and_then(|text| text.parse::<u64>().ok()).is_some_and(|n| n > max_body_bytes as u64) {
-        return Err(too_large(max_body_bytes));
-    }
+/// `None` for a body sent in chunks.
+fn declared_length(headers: &HeaderMap) -> Option<usize> {
+    headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
+fn check_content_type(headers: &HeaderMap) -> Result<(), Problem> {
     let Some(content_type) = headers.get(header::CONTENT_TYPE) else { return Ok(()) };
     let essence =
         content_type.to_str().unwrap_or_default().split(';').next().unwrap_or_default().trim();
@@ -126,10 +143,6 @@ fn check_headers(headers: &HeaderMap, max_body_bytes: usize) -> Result<(), Probl
     } else {
         Err(Code::UnsupportedMediaType.into())
     }
-}
-
-fn too_large(most: usize) -> Problem {
-    Problem::from(Code::PayloadTooLarge).detail(format!("an event is at most {most} bytes"))
 }
 
 /// Of the body; this route takes one content type, so the type adds nothing.

@@ -11,12 +11,15 @@ use pulsestream_shared::engine::OpenError;
 use pulsestream_shared::service::{Context, Role};
 use std::sync::Arc;
 
+mod arrival;
 mod body;
+mod budget;
 mod commit;
 mod idempotency;
 mod ingest;
 mod metrics;
 mod router;
+mod shedding;
 
 /// How a gateway process names itself. It cannot work without the log alone: keys and locks have
 /// fallbacks, and a gateway taken out for a missing database would turn a small outage into a big one.
@@ -29,8 +32,10 @@ pub const ROLE: Role = Role { name: "gateway", required: &[Dependency::Log] };
 pub async fn build(context: Context, keyring: Arc<Keyring>) -> Result<Router, OpenError> {
     let metrics = Arc::new(metrics::GatewayMetrics::new(&context));
     let committer = commit::start(&context, metrics.clone());
+    let most_bytes = context.config.ingest.max_in_flight_bytes;
     let ingest = ingest::Ingest {
         keyring,
+        bytes: budget::ByteBudget::new(metrics.bytes_in_flight.clone(), most_bytes),
         committer,
         config: context.config.ingest.clone(),
         metrics: metrics.clone(),

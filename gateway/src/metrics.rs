@@ -1,6 +1,6 @@
 //! Every metric of the gateway.
 
-use prometheus::{Histogram, HistogramVec, IntCounterVec, IntGauge};
+use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge};
 use pulsestream_shared::metrics::{GROUP_RECORDS, LATENCY_SECONDS, Metrics};
 use pulsestream_shared::service::Context;
 
@@ -12,6 +12,10 @@ pub(crate) struct GatewayMetrics {
     pub(crate) request_seconds: HistogramVec,
     /// Requests being worked on; rises without falling when something behind hangs.
     pub(crate) in_flight: IntGauge,
+    /// Bytes of the bodies of those requests.
+    pub(crate) bytes_in_flight: IntGauge,
+    /// Requests turned away unread because this gateway has no room.
+    pub(crate) shed: Shed,
     /// What became of events.
     pub(crate) events: IntCounterVec,
     /// What the idempotency check said.
@@ -23,9 +27,32 @@ pub(crate) struct GatewayMetrics {
     /// Records without an offset, by kind.
     pub(crate) append_errors: IntCounterVec,
     /// Outcomes that were not written to the cache; their keys are taken over after their lease.
-    pub(crate) outcomes_lost: prometheus::IntCounter,
+    pub(crate) outcomes_lost: IntCounter,
     /// Time from acceptance to a later stage.
     pub(crate) freshness: HistogramVec,
+}
+
+/// Why a request was turned away; each is a bound of `[ingest]`, or what follows from one.
+pub(crate) struct Shed {
+    /// `max_in_flight`.
+    pub(crate) requests: IntCounter,
+    /// `max_in_flight_bytes`.
+    pub(crate) bytes: IntCounter,
+    /// The share of its device's partition.
+    pub(crate) partition: IntCounter,
+    /// A queue behind admission.
+    pub(crate) queue: IntCounter,
+}
+
+impl Shed {
+    fn new(metrics: &Metrics<'_>) -> Self {
+        let help =
+            "Requests answered 503 because this gateway is full, by the bound that was reached.";
+        let all = metrics.counters("shed_total", help, &["reason"]);
+        let [requests, bytes, partition, queue] = ["requests", "bytes", "partition", "queue"]
+            .map(|reason| all.with_label_values(&[reason]));
+        Self { requests, bytes, partition, queue }
+    }
 }
 
 impl GatewayMetrics {
@@ -44,6 +71,11 @@ impl GatewayMetrics {
                 &LATENCY_SECONDS,
             ),
             in_flight: metrics.gauge("http_requests_in_flight", "Requests being worked on."),
+            bytes_in_flight: metrics.gauge(
+                "http_body_bytes_in_flight",
+                "Bytes of bodies of requests being worked on, as declared.",
+            ),
+            shed: Shed::new(&metrics),
             events: metrics.counters("ingest_events_total", "What became of events.", &["result"]),
             idempotency: metrics.counters(
                 "idempotency_total",

@@ -14,10 +14,12 @@ use pulsestream_shared::problem::{Code, Problem};
 
 use crate::ingest::{self, Ingest};
 use crate::metrics::GatewayMetrics;
+use crate::shedding::Shedding;
 
 #[derive(Clone)]
 struct Admission {
     metrics: Arc<GatewayMetrics>,
+    shedding: Arc<Shedding>,
     most: i64,
 }
 
@@ -27,7 +29,7 @@ pub(crate) fn router(
     max_in_flight: usize,
 ) -> Router {
     let most = i64::try_from(max_in_flight).unwrap_or(i64::MAX);
-    let admission = Admission { metrics, most };
+    let admission = Admission { metrics, shedding: Arc::new(Shedding::new()), most };
     Router::new()
         .route("/v1/events", post(ingest::accept).fallback(|method| not_allowed(method, "POST")))
         .with_state(ingest)
@@ -45,29 +47,51 @@ async fn not_allowed(method: Method, allow: &'static str) -> Response {
 /// Bounds the requests at work, and counts and times every answer.
 async fn admit(State(admission): State<Admission>, request: Request, next: Next) -> Response {
     let metrics = &admission.metrics;
-    let _in_flight = InFlight::enter(&metrics.in_flight);
     let route = request.extensions().get::<MatchedPath>().cloned();
     let route = route.as_ref().map_or("unmatched", MatchedPath::as_str);
     let method = method_label(request.method());
     let started = Instant::now();
-    let response = if metrics.in_flight.get() > admission.most {
-        metrics.events.with_label_values(&["shed"]).inc();
-        Problem::from(Code::Overloaded).into_response()
-    } else {
-        next.run(request).await
+    let response = match admission.enter().await {
+        Some(place) => {
+            let response = next.run(request).await;
+            drop(place);
+            if response.extensions().get() == Some(&Code::Overloaded) {
+                admission.shedding.turn().await;
+            }
+            response
+        }
+        None => {
+            metrics.events.with_label_values(&["shed"]).inc();
+            metrics.shed.requests.inc();
+            Problem::from(Code::Overloaded).into_response()
+        }
     };
     metrics.request_seconds.with_label_values(&[route]).observe(started.elapsed().as_secs_f64());
     metrics.requests.with_label_values(&[route, method, status_label(response.status())]).inc();
     response
 }
 
+impl Admission {
+    /// A place among the requests at work. One that finds none waits its turn to be told so, and is told
+    /// only if there is none then either.
+    async fn enter(&self) -> Option<InFlight<'_>> {
+        let place = InFlight::enter(&self.metrics.in_flight, self.most);
+        if place.is_some() {
+            return place;
+        }
+        self.shedding.turn().await;
+        InFlight::enter(&self.metrics.in_flight, self.most)
+    }
+}
+
 /// Falls again however the request ends, also when its client goes away.
 struct InFlight<'a>(&'a IntGauge);
 
 impl<'a> InFlight<'a> {
-    fn enter(gauge: &'a IntGauge) -> Self {
+    fn enter(gauge: &'a IntGauge, most: i64) -> Option<Self> {
         gauge.inc();
-        Self(gauge)
+        let place = Self(gauge);
+        (gauge.get() <= most).then_some(place)
     }
 }
 

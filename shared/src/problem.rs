@@ -6,8 +6,12 @@
 
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use rand::RngExt as _;
 use serde::Serialize;
 use uuid::Uuid;
+
+/// Seconds by which `Retry-After` of a 503 is stretched at random.
+const JITTER_SECONDS: u32 = 2;
 
 /// One faulty field.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -45,7 +49,7 @@ pub enum Code {
 }
 
 impl Code {
-    /// Status, stable word, title, and seconds after which the same request may be sent again.
+    /// Status, stable word, title, and the fewest seconds after which the same request may be sent again.
     const fn row(self) -> (StatusCode, &'static str, &'static str, Option<u32>) {
         use StatusCode as S;
         match self {
@@ -131,7 +135,7 @@ impl Code {
     }
 }
 
-/// An answer that is not a success.
+/// An answer that is not a success. As a response it carries its [`Code`] as an extension, for layers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
     code: Code,
@@ -201,12 +205,17 @@ impl IntoResponse for Problem {
         if let Ok(value) = HeaderValue::from_str(&request_id) {
             headers.insert("x-request-id", value);
         }
-        if let Some(seconds) = self.retry_after {
+        if let Some(mut seconds) = self.retry_after {
+            // Those turned away together must not come back together.
+            if status == StatusCode::SERVICE_UNAVAILABLE {
+                seconds += rand::rng().random_range(0..=JITTER_SECONDS);
+            }
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
         if self.code == Code::RequestTimeout {
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
+        response.extensions_mut().insert(self.code);
         response
     }
 }

@@ -32,8 +32,10 @@ mod breaker;
 mod lane;
 mod locks;
 mod settle;
+mod share;
 
 use breaker::LaneGate;
+use share::{Place, Shares};
 
 /// Records that go together at most; a lane's group is one produce request.
 const MAX_GROUP: usize = 1_024;
@@ -70,6 +72,8 @@ struct Waiting {
     /// The index of its lane and its gate: the partition of its device.
     lane: usize,
     answer: oneshot::Sender<Answer>,
+    /// In that partition's share.
+    _place: Place,
 }
 
 impl Waiting {
@@ -98,6 +102,8 @@ struct Owned {
 pub(crate) struct Committer {
     queue: mpsc::Sender<Waiting>,
     gates: Arc<[LaneGate]>,
+    shares: Arc<Shares>,
+    metrics: Arc<GatewayMetrics>,
 }
 
 impl Committer {
@@ -105,18 +111,24 @@ impl Committer {
     ///
     /// # Errors
     /// [`Code::LogUnavailable`] at once while the partition's log is known to be down,
-    /// [`Code::Overloaded`] when too many attempts wait.
+    /// [`Code::Overloaded`] when too many attempts wait, here or for the partition.
     pub(crate) fn submit(&self, attempt: Attempt) -> Result<oneshot::Receiver<Answer>, Code> {
         let device = attempt.accepted.event.device_id.to_string();
         let partitions = u32::try_from(self.gates.len()).unwrap_or(1);
         let lane = usize::try_from(partition_of(device.as_bytes(), partitions)).unwrap_or(0);
-        if !self.gates.get(lane).is_some_and(LaneGate::admits) {
-            return Err(Code::LogUnavailable);
-        }
+        let gate = self.gates.get(lane).filter(|gate| gate.admits()).ok_or(Code::LogUnavailable)?;
+        let Some(place) = self.shares.take(lane) else {
+            gate.probe_unused();
+            self.metrics.shed.partition.inc();
+            return Err(Code::Overloaded);
+        };
         let (answer, receiver) = oneshot::channel();
-        match self.queue.try_send(Waiting { attempt, lane, answer }) {
+        match self.queue.try_send(Waiting { attempt, lane, answer, _place: place }) {
             Ok(()) => Ok(receiver),
-            Err(_) => Err(Code::Overloaded),
+            Err(_) => {
+                self.metrics.shed.queue.inc();
+                Err(Code::Overloaded)
+            }
         }
     }
 }
@@ -157,13 +169,14 @@ pub(crate) fn start(context: &Context, metrics: Arc<GatewayMetrics>) -> Committe
         gates: gates.clone(),
         settle: settle_queue,
         readiness: context.readiness.clone(),
-        metrics,
+        metrics: metrics.clone(),
         lease: config.lease,
         lease_ms: milliseconds(config.lease),
         max_event_age_ms: milliseconds(config.max_event_age),
     };
     context.spawn("lock stage", locks.run(waiting, stop));
-    Committer { queue, gates }
+    let shares = Arc::new(Shares::new(gates.len(), config.max_in_flight));
+    Committer { queue, gates, shares, metrics }
 }
 
 /// How often a dead cache is asked whether it lives again.

@@ -132,8 +132,14 @@ section!(Ingest {
     request_timeout: Duration,
     #[serde(with = "span")]
     lease: Duration,
+    #[serde(with = "span")]
+    body_stall_timeout: Duration,
+    #[validate(range(min = 1, max = 1_000_000, message = "is 1 to 1000000"))]
+    min_body_bytes_per_second: u32,
     #[validate(range(min = 1, max = 1_000_000))]
     max_in_flight: usize,
+    #[validate(range(min = 1_048_576, message = "is at least 1 MiB"))]
+    max_in_flight_bytes: u32,
     #[validate(range(min = 1, max = 10_000_000))]
     local_locks: usize,
 });
