@@ -20,6 +20,7 @@ use crate::arrival::{self, Fault, Pace};
 use crate::body;
 use crate::budget::ByteBudget;
 use crate::commit::{Answer, Attempt, Committer};
+use crate::limits::{Limits, Quota};
 use crate::metrics::GatewayMetrics;
 
 const REPLAYED: HeaderName = HeaderName::from_static("idempotency-replayed");
@@ -28,6 +29,7 @@ const STATUS: HeaderName = HeaderName::from_static("idempotency-status");
 /// What the route needs.
 pub(crate) struct Ingest {
     pub(crate) keyring: Arc<Keyring>,
+    pub(crate) limits: Limits,
     pub(crate) bytes: ByteBudget,
     pub(crate) committer: Committer,
     pub(crate) config: config::Ingest,
@@ -43,6 +45,7 @@ pub(crate) async fn accept(State(ingest): State<Arc<Ingest>>, request: Request<B
             Code::InProgress => "conflict",
             Code::IdempotencyMismatch => "mismatch",
             Code::Overloaded => "shed",
+            Code::QuotaExceeded => "limited",
             Code::OutcomeUnknown => "unknown",
             Code::LogUnavailable | Code::Unavailable => "unavailable",
             _ => "rejected",
@@ -54,7 +57,8 @@ pub(crate) async fn accept(State(ingest): State<Arc<Ingest>>, request: Request<B
 
 impl Ingest {
     async fn accept(&self, request: Request<Body>) -> Result<Success, Problem> {
-        let deadline = Instant::now() + self.config.request_timeout;
+        let now = Instant::now();
+        let deadline = now + self.config.request_timeout;
         let (parts, body) = request.into_parts();
         let declared = declared_length(&parts.headers).unwrap_or(self.config.max_body_bytes);
         let Some(_charged) = self.bytes.charge(declared.min(self.config.max_body_bytes)) else {
@@ -68,7 +72,9 @@ impl Ingest {
         let bytes = self.read_body(declared, body, deadline).await?;
         let received_at_us = clock::unix_us();
         let draft = body::read(&bytes, id, received_at_us / 1_000, &self.config)?;
-        let device = Success::new(&draft.event);
+        // By the time the request came: one that was slow to arrive is not told it came early.
+        let quota = self.limits.admit(&key, &[(draft.event.device_id, 1)], now)?;
+        let device = Success { quota, ..Success::new(&draft.event) };
         let attempt = Attempt {
             key: LockKey { client: key.client, id },
             fingerprint: fingerprint(&bytes),
@@ -155,6 +161,7 @@ struct Success {
     body: String,
     replayed: bool,
     local: bool,
+    quota: Option<Quota>,
 }
 
 impl Success {
@@ -164,7 +171,7 @@ impl Success {
              \"data\":{{\"id\":\"{}\",\"deviceId\":\"{}\",\"timestamp\":{}}}}}",
             event.id, event.device_id, event.timestamp_ms
         );
-        Self { body, replayed: false, local: false }
+        Self { body, replayed: false, local: false, quota: None }
     }
 }
 
@@ -178,6 +185,9 @@ impl IntoResponse for Success {
         }
         if self.local {
             headers.insert(STATUS, HeaderValue::from_static("local"));
+        }
+        if let Some(quota) = self.quota {
+            quota.put(headers);
         }
         response
     }

@@ -1,13 +1,14 @@
 //! The gateway: from a device's POST to the log.
 //!
 //! A request walks through few rooms: `router` (admission, counting) → `ingest` (key, body, answer) →
-//! `commit` (lock, append, outcome; in groups). Everything that is the client's fault is found before
+//! `limits` (of key and device) → `commit` (lock, append, outcome; in groups). Everything that is the client's fault is found before
 //! the first lock is taken.
 
 use axum::Router;
 use pulsestream_shared::admin::Dependency;
 use pulsestream_shared::auth::Keyring;
 use pulsestream_shared::engine::OpenError;
+use pulsestream_shared::metrics::Metrics;
 use pulsestream_shared::service::{Context, Role};
 use std::sync::Arc;
 
@@ -17,6 +18,7 @@ mod budget;
 mod commit;
 mod idempotency;
 mod ingest;
+mod limits;
 mod metrics;
 mod router;
 mod shedding;
@@ -32,9 +34,16 @@ pub const ROLE: Role = Role { name: "gateway", required: &[Dependency::Log] };
 pub async fn build(context: Context, keyring: Arc<Keyring>) -> Result<Router, OpenError> {
     let metrics = Arc::new(metrics::GatewayMetrics::new(&context));
     let committer = commit::start(&context, metrics.clone());
+    let (limits, reports) = limits::Limits::new(
+        &context.config.limits,
+        context.engine.cache.clone(),
+        &Metrics(&context.registry),
+    );
+    context.spawn("limit reports", reports.run(context.shutdown.stop.clone()));
     let most_bytes = context.config.ingest.max_in_flight_bytes;
     let ingest = ingest::Ingest {
         keyring,
+        limits,
         bytes: budget::ByteBudget::new(metrics.bytes_in_flight.clone(), most_bytes),
         committer,
         config: context.config.ingest.clone(),

@@ -111,6 +111,7 @@ impl GatewayMetrics {
             "conflict",
             "mismatch",
             "shed",
+            "limited",
             "unavailable",
             "unknown",
         ] {

@@ -4,7 +4,7 @@
 //! 4xx: the caller can fix it. 503: the same request may succeed later. 500 is never answered on
 //! purpose. A 5xx never holds an internal message: the cause is logged where it is handled.
 
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use rand::RngExt as _;
 use serde::Serialize;
@@ -40,6 +40,7 @@ pub enum Code {
     PayloadTooLarge,
     UnsupportedMediaType,
     IdempotencyMismatch,
+    QuotaExceeded,
     BadRequest,
     Overloaded,
     LogUnavailable,
@@ -99,6 +100,9 @@ impl Code {
                 "This Idempotency-Key was used with another body",
                 None,
             ),
+            Self::QuotaExceeded => {
+                (S::TOO_MANY_REQUESTS, "quota_exceeded", "Too many events", Some(1))
+            }
             Self::BadRequest => (S::BAD_REQUEST, "bad_request", "Bad request", None),
             Self::Overloaded => {
                 (S::SERVICE_UNAVAILABLE, "overloaded", "Too busy right now", Some(1))
@@ -142,11 +146,13 @@ pub struct Problem {
     detail: Option<String>,
     errors: Vec<FieldError>,
     retry_after: Option<u32>,
+    headers: Vec<(HeaderName, HeaderValue)>,
 }
 
 impl From<Code> for Problem {
     fn from(code: Code) -> Self {
-        Self { code, detail: None, errors: Vec::new(), retry_after: code.row().3 }
+        let retry_after = code.row().3;
+        Self { code, detail: None, errors: Vec::new(), retry_after, headers: Vec::new() }
     }
 }
 
@@ -162,6 +168,20 @@ impl Problem {
     #[must_use]
     pub fn errors(mut self, errors: Vec<FieldError>) -> Self {
         self.errors = errors;
+        self
+    }
+
+    /// Names the seconds after which the same request may be sent again.
+    #[must_use]
+    pub fn retry_after(mut self, seconds: u32) -> Self {
+        self.retry_after = Some(seconds);
+        self
+    }
+
+    /// Adds a header.
+    #[must_use]
+    pub fn header(mut self, name: HeaderName, value: HeaderValue) -> Self {
+        self.headers.push((name, value));
         self
     }
 
@@ -205,6 +225,7 @@ impl IntoResponse for Problem {
         if let Ok(value) = HeaderValue::from_str(&request_id) {
             headers.insert("x-request-id", value);
         }
+        headers.extend(self.headers);
         if let Some(mut seconds) = self.retry_after {
             // Those turned away together must not come back together.
             if status == StatusCode::SERVICE_UNAVAILABLE {

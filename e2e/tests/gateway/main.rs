@@ -7,6 +7,7 @@ mod access;
 mod contract;
 mod crashes;
 mod idempotency;
+mod limits;
 mod live;
 mod raw;
 mod redis;

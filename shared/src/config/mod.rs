@@ -38,6 +38,8 @@ pub struct Config {
     #[validate(nested)]
     pub ingest: Ingest,
     #[validate(nested)]
+    pub limits: Limits,
+    #[validate(nested)]
     pub consumer: Consumer,
     #[validate(nested)]
     pub live: Live,
@@ -144,6 +146,15 @@ section!(Ingest {
     local_locks: usize,
 });
 
+section!(Limits {
+    key_rate: u32,
+    key_burst: u32,
+    device_rate: u32,
+    device_burst: u32,
+    #[serde(with = "span")]
+    report_interval: Duration,
+});
+
 section!(Consumer {
     #[validate(range(min = 1, max = 50_000, message = "is 1 to 50000"))]
     batch_records: usize,
@@ -213,6 +224,11 @@ impl Config {
             ingest.request_timeout < ingest.lease,
             "ingest.request_timeout",
             "must be below ingest.lease, or a second attempt starts while the first still runs",
+        );
+        require(
+            self.limits.report_interval >= Duration::from_millis(10),
+            "limits.report_interval",
+            "must be at least 10ms: each report is a script on the Redis for each limited key",
         );
         require(log.retention >= 7 * DAY, "log.retention", "must be at least 7d");
         require(
