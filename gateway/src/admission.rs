@@ -1,4 +1,6 @@
 //! Admission: how many requests are at work at once, and what became of each.
+//!
+//! What is turned away is turned away cheaply and at a pace: see [`crate::shedding`].
 
 use std::future::Future;
 use std::sync::Arc;
@@ -12,11 +14,13 @@ use prometheus::{Histogram, IntCounter, IntGauge};
 use pulsestream_shared::problem::{Code, Problem};
 
 use crate::metrics::GatewayMetrics;
+use crate::shedding::Shedding;
 
 /// Bounds the requests at work, and counts and times every answer.
 #[derive(Clone)]
 pub(crate) struct Admission {
     metrics: Arc<GatewayMetrics>,
+    shedding: Arc<Shedding>,
     most: i64,
 }
 
@@ -38,7 +42,8 @@ impl Counted {
 
 impl Admission {
     pub(crate) fn new(metrics: Arc<GatewayMetrics>, max_in_flight: usize) -> Self {
-        Self { metrics, most: i64::try_from(max_in_flight).unwrap_or(i64::MAX) }
+        let most = i64::try_from(max_in_flight).unwrap_or(i64::MAX);
+        Self { metrics, shedding: Arc::new(Shedding::new()), most }
     }
 
     /// Does the work of one `POST`, or sheds it.
@@ -76,12 +81,28 @@ impl Admission {
     }
 
     async fn admit(&self, work: impl Future<Output = Response>) -> Response {
-        let _in_flight = InFlight::enter(&self.metrics.in_flight);
-        if self.metrics.in_flight.get() > self.most {
+        let Some(place) = self.enter().await else {
             self.metrics.events.with_label_values(&["shed"]).inc();
+            self.metrics.shed.requests.inc();
             return Problem::from(Code::Overloaded).into_response();
+        };
+        let response = work.await;
+        drop(place);
+        if response.extensions().get() == Some(&Code::Overloaded) {
+            self.shedding.turn().await;
         }
-        work.await
+        response
+    }
+
+    /// A place among the requests at work. One that finds none waits its turn to be told so, and is told
+    /// only if there is none then either.
+    async fn enter(&self) -> Option<InFlight<'_>> {
+        let place = InFlight::enter(&self.metrics.in_flight, self.most);
+        if place.is_some() {
+            return place;
+        }
+        self.shedding.turn().await;
+        InFlight::enter(&self.metrics.in_flight, self.most)
     }
 
     fn count(&self, route: &str, method: &Method, status: StatusCode) {
@@ -109,9 +130,10 @@ pub(crate) async fn admit(
 struct InFlight<'a>(&'a IntGauge);
 
 impl<'a> InFlight<'a> {
-    fn enter(gauge: &'a IntGauge) -> Self {
+    fn enter(gauge: &'a IntGauge, most: i64) -> Option<Self> {
         gauge.inc();
-        Self(gauge)
+        let place = Self(gauge);
+        (gauge.get() <= most).then_some(place)
     }
 }
 

@@ -9,7 +9,7 @@ use axum::body::Bytes;
 use axum::http::{HeaderMap, header};
 use pulsestream_shared::problem::{Code, Problem};
 
-use crate::payload::Limits;
+use crate::payload::Bounds;
 
 /// Times by which a body may grow, judged once it is larger than [`UNJUDGED_BYTES`].
 const MAX_RATIO: usize = 100;
@@ -50,25 +50,25 @@ impl Encoding {
     ///
     /// # Errors
     /// 413 when it grows beyond the limits, 400 when it is damaged.
-    pub(crate) fn decode(self, sent: &[u8], limits: Limits) -> Result<Bytes, Problem> {
+    pub(crate) fn decode(self, sent: &[u8], bounds: Bounds) -> Result<Bytes, Problem> {
         match self {
             Self::Identity => Ok(Bytes::copy_from_slice(sent)),
-            Self::Gzip => self.drain(flate2::read::MultiGzDecoder::new(sent), sent.len(), limits),
+            Self::Gzip => self.drain(flate2::read::MultiGzDecoder::new(sent), sent.len(), bounds),
             Self::Brotli => {
                 let reader = brotli_decompressor::Decompressor::new(sent, CHUNK_BYTES);
-                self.drain(reader, sent.len(), limits)
+                self.drain(reader, sent.len(), bounds)
             }
             Self::Zstd => {
                 let mut reader =
                     zstd::stream::read::Decoder::with_buffer(sent).map_err(|_| self.damaged())?;
                 reader.window_log_max(ZSTD_WINDOW_LOG).map_err(|_| self.damaged())?;
-                self.drain(reader, sent.len(), limits)
+                self.drain(reader, sent.len(), bounds)
             }
         }
     }
 
-    fn drain(self, mut from: impl Read, sent: usize, limits: Limits) -> Result<Bytes, Problem> {
-        let mut out = Vec::with_capacity((sent * 4).min(limits.bytes));
+    fn drain(self, mut from: impl Read, sent: usize, bounds: Bounds) -> Result<Bytes, Problem> {
+        let mut out = Vec::with_capacity((sent * 4).min(bounds.bytes));
         let mut chunk = [0; CHUNK_BYTES];
         loop {
             let count = from.read(&mut chunk).map_err(|_| self.damaged())?;
@@ -77,8 +77,8 @@ impl Encoding {
             };
             out.extend_from_slice(new);
             let swollen = out.len() > UNJUDGED_BYTES && out.len() / MAX_RATIO > sent;
-            if out.len() > limits.bytes || swollen {
-                return Err(limits.too_large());
+            if out.len() > bounds.bytes || swollen {
+                return Err(bounds.too_large());
             }
         }
     }
@@ -98,12 +98,15 @@ impl Encoding {
 mod tests {
     use std::io::Write as _;
 
+    use pulsestream_shared::config::load;
     use tokio::time::Instant;
 
     use super::*;
+    use crate::arrival::Pace;
 
-    fn limits(bytes: usize) -> Limits {
-        Limits { bytes, what: "a batch", deadline: Instant::now() }
+    fn bounds(bytes: usize) -> Bounds {
+        let config = load(None, std::iter::empty(), &[]).unwrap().config.ingest;
+        Bounds { bytes, what: "a batch", pace: Pace::new(&config), deadline: Instant::now() }
     }
 
     fn gzip(bytes: &[u8]) -> Vec<u8> {
@@ -123,18 +126,18 @@ mod tests {
     fn what_was_compressed_comes_back_whole() {
         let text = b"{\"deviceId\":1}".repeat(1_000);
         for (encoding, sent) in [(Encoding::Gzip, gzip(&text)), (Encoding::Zstd, zstd(&text))] {
-            assert_eq!(encoding.decode(&sent, limits(1 << 20)).unwrap(), text, "{encoding:?}");
+            assert_eq!(encoding.decode(&sent, bounds(1 << 20)).unwrap(), text, "{encoding:?}");
         }
-        assert_eq!(Encoding::Brotli.decode(BROTLI_SMALL, limits(100)).unwrap(), &b"[{}]"[..]);
+        assert_eq!(Encoding::Brotli.decode(BROTLI_SMALL, bounds(100)).unwrap(), &b"[{}]"[..]);
         let two_members = [gzip(b"[1,"), gzip(b"2]")].concat();
-        assert_eq!(Encoding::Gzip.decode(&two_members, limits(100)).unwrap(), &b"[1,2]"[..]);
+        assert_eq!(Encoding::Gzip.decode(&two_members, bounds(100)).unwrap(), &b"[1,2]"[..]);
     }
 
     #[test]
     fn a_body_that_swells_is_refused_by_size_and_by_ratio() {
         let bomb = vec![b' '; 64 << 20];
         for (encoding, sent) in [(Encoding::Gzip, gzip(&bomb)), (Encoding::Zstd, zstd(&bomb))] {
-            let code = |most| encoding.decode(&sent, limits(most)).unwrap_err().code();
+            let code = |most| encoding.decode(&sent, bounds(most)).unwrap_err().code();
             assert_eq!(code(5 << 20), Code::PayloadTooLarge, "by size");
             assert_eq!(code(usize::MAX), Code::PayloadTooLarge, "by ratio");
         }
@@ -150,10 +153,10 @@ mod tests {
         ];
         for (encoding, sent) in all {
             for cut in 1..sent.len() - 1 {
-                let cut = encoding.decode(&sent[..cut], limits(1 << 20));
+                let cut = encoding.decode(&sent[..cut], bounds(1 << 20));
                 assert!(cut.is_err() || cut.unwrap().len() < text.len(), "{encoding:?}");
             }
-            assert!(encoding.decode(b"not compressed", limits(1 << 20)).is_err(), "{encoding:?}");
+            assert!(encoding.decode(b"not compressed", bounds(1 << 20)).is_err(), "{encoding:?}");
         }
     }
 

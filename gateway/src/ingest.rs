@@ -12,19 +12,24 @@ use pulsestream_shared::codec::Accepted;
 use pulsestream_shared::config;
 use pulsestream_shared::event::Event;
 use pulsestream_shared::problem::{Code, Problem};
-use pulsestream_shared::store::Scope;
+use pulsestream_shared::store::{KeyRecord, Scope};
 use tokio::time::{Instant, timeout_at};
 
+use crate::arrival::Pace;
 use crate::body;
+use crate::budget::{ByteBudget, Charged};
 use crate::commit::{Answer, Attempt, Committer};
 use crate::headers::{LOCAL, REPLAYED, STATUS, TRUE};
 use crate::idempotency::fingerprint;
+use crate::limits::{Limits, Quota};
 use crate::metrics::GatewayMetrics;
-use crate::payload::{self, Limits};
+use crate::payload::{self, Bounds};
 
 /// What the route needs.
 pub(crate) struct Ingest {
     pub(crate) keyring: Arc<Keyring>,
+    pub(crate) limits: Limits,
+    pub(crate) bytes: ByteBudget,
     pub(crate) committer: Committer,
     pub(crate) config: config::Ingest,
     pub(crate) metrics: Arc<GatewayMetrics>,
@@ -42,16 +47,20 @@ pub(crate) async fn accept(ingest: &Ingest, request: Request<Body>) -> Response 
 
 impl Ingest {
     async fn accept(&self, request: Request<Body>) -> Result<Success, Problem> {
-        let deadline = Instant::now() + self.config.request_timeout;
+        let now = Instant::now();
+        let bounds = self.bounds(self.config.max_body_bytes, "an event", now);
+        let deadline = bounds.deadline;
         let (parts, body) = request.into_parts();
-        let key = self.keyring.authorize(&parts.headers, Scope::EventsWrite).await?;
+        let _charged = self.charge(bounds.expected(&parts.headers))?;
+        let key = self.authorize(&parts.headers, deadline).await?;
         let id = payload::idempotency_key(&parts.headers)?.ok_or(Code::MissingIdempotencyKey)?;
         check_media_type(&parts.headers)?;
-        let limits = Limits { bytes: self.config.max_body_bytes, what: "an event", deadline };
-        let bytes = payload::read(&parts.headers, body, limits).await?;
+        let bytes = payload::read(&parts.headers, body, bounds).await?;
         let received_at_us = clock::unix_us();
         let draft = body::read(&bytes, body::Id::Given(id), received_at_us / 1_000, &self.config)?;
-        let device = Success::new(&draft.event);
+        // By the time the request came: one that was slow to arrive is not told it came early.
+        let quota = self.limits.admit(&key, &[(draft.event.device_id, 1)], now)?;
+        let device = Success { quota, ..Success::new(&draft.event) };
         let attempt = Attempt {
             key: LockKey { client: key.client, id },
             fingerprint: fingerprint(&draft.event),
@@ -78,6 +87,31 @@ impl Ingest {
             Answer::Failed(code) => Err(code.into()),
         }
     }
+
+    /// What a body that begins now may be.
+    pub(crate) fn bounds(&self, bytes: usize, what: &'static str, now: Instant) -> Bounds {
+        let deadline = now + self.config.request_timeout;
+        Bounds { bytes, what, pace: Pace::new(&self.config), deadline }
+    }
+
+    /// Room for so many bytes, before they are read.
+    pub(crate) fn charge(&self, bytes: usize) -> Result<Charged<'_>, Code> {
+        self.bytes.charge(bytes).ok_or_else(|| self.no_room())
+    }
+
+    pub(crate) fn no_room(&self) -> Code {
+        self.metrics.shed.bytes.inc();
+        Code::Overloaded
+    }
+
+    pub(crate) async fn authorize(
+        &self,
+        headers: &HeaderMap,
+        deadline: Instant,
+    ) -> Result<Arc<KeyRecord>, Problem> {
+        let authorizing = self.keyring.authorize(headers, Scope::EventsWrite);
+        timeout_at(deadline, authorizing).await.map_err(|_| Code::Unavailable)?
+    }
 }
 
 fn check_media_type(headers: &HeaderMap) -> Result<(), Problem> {
@@ -92,6 +126,7 @@ struct Success {
     body: String,
     replayed: bool,
     local: bool,
+    quota: Option<Quota>,
 }
 
 impl Success {
@@ -101,7 +136,7 @@ impl Success {
              \"data\":{{\"id\":\"{}\",\"deviceId\":\"{}\",\"timestamp\":{}}}}}",
             event.id, event.device_id, event.timestamp_ms
         );
-        Self { body, replayed: false, local: false }
+        Self { body, replayed: false, local: false, quota: None }
     }
 }
 
@@ -115,6 +150,9 @@ impl IntoResponse for Success {
         }
         if self.local {
             headers.insert(STATUS, LOCAL);
+        }
+        if let Some(quota) = self.quota {
+            quota.put(headers);
         }
         response
     }

@@ -1,27 +1,33 @@
 //! The gateway: from a device's POST to the log.
 //!
 //! A request walks through few rooms: `router` → `admission` → `ingest` or `batch` (key, body,
-//! answer) → `commit` (lock, append, outcome; in groups). Everything that is the client's fault is found before
+//! answer) → `limits` (of key and device) → `commit` (lock, append, outcome; in groups). Everything that
+//! is the client's fault is found before
 //! the first lock is taken.
 
 use axum::Router;
 use pulsestream_shared::admin::Dependency;
 use pulsestream_shared::auth::Keyring;
 use pulsestream_shared::engine::OpenError;
+use pulsestream_shared::metrics::Metrics;
 use pulsestream_shared::service::{Context, Role};
 use std::sync::Arc;
 
 mod admission;
+mod arrival;
 mod batch;
 mod body;
+mod budget;
 mod commit;
 mod encoding;
 mod headers;
 mod idempotency;
 mod ingest;
+mod limits;
 mod metrics;
 mod payload;
 mod router;
+mod shedding;
 
 /// How a gateway process names itself. It cannot work without the log alone: keys and locks have
 /// fallbacks, and a gateway taken out for a missing database would turn a small outage into a big one.
@@ -34,8 +40,17 @@ pub const ROLE: Role = Role { name: "gateway", required: &[Dependency::Log] };
 pub async fn build(context: Context, keyring: Arc<Keyring>) -> Result<Router, OpenError> {
     let metrics = Arc::new(metrics::GatewayMetrics::new(&context));
     let committer = commit::start(&context, metrics.clone());
+    let (limits, reports) = limits::Limits::new(
+        &context.config.limits,
+        context.engine.cache.clone(),
+        &Metrics(&context.registry),
+    );
+    context.spawn("limit reports", reports.run(context.shutdown.stop.clone()));
+    let most_bytes = context.config.ingest.max_in_flight_bytes;
     let ingest = ingest::Ingest {
         keyring,
+        limits,
+        bytes: budget::ByteBudget::new(metrics.bytes_in_flight.clone(), most_bytes),
         committer,
         config: context.config.ingest.clone(),
         metrics: metrics.clone(),

@@ -13,6 +13,10 @@ pub(crate) struct GatewayMetrics {
     pub(crate) request_seconds: HistogramVec,
     /// Requests being worked on; rises without falling when something behind hangs.
     pub(crate) in_flight: IntGauge,
+    /// Bytes of the bodies of those requests.
+    pub(crate) bytes_in_flight: IntGauge,
+    /// Requests turned away unread because this gateway has no room.
+    pub(crate) shed: Shed,
     /// What became of events.
     pub(crate) events: IntCounterVec,
     /// What the idempotency check said.
@@ -31,6 +35,29 @@ pub(crate) struct GatewayMetrics {
     pub(crate) outcomes_lost: IntCounter,
     /// Time from acceptance to the log's confirmation.
     pub(crate) logged: Histogram,
+}
+
+/// Why a request was turned away; each is a bound of `[ingest]`, or what follows from one.
+pub(crate) struct Shed {
+    /// `max_in_flight`.
+    pub(crate) requests: IntCounter,
+    /// `max_in_flight_bytes`.
+    pub(crate) bytes: IntCounter,
+    /// The share of its device's partition.
+    pub(crate) partition: IntCounter,
+    /// A queue behind admission.
+    pub(crate) queue: IntCounter,
+}
+
+impl Shed {
+    fn new(metrics: &Metrics<'_>) -> Self {
+        let help =
+            "Requests answered 503 because this gateway is full, by the bound that was reached.";
+        let all = metrics.counters("shed_total", help, &["reason"]);
+        let [requests, bytes, partition, queue] = ["requests", "bytes", "partition", "queue"]
+            .map(|reason| all.with_label_values(&[reason]));
+        Self { requests, bytes, partition, queue }
+    }
 }
 
 impl GatewayMetrics {
@@ -54,6 +81,11 @@ impl GatewayMetrics {
                 &LATENCY_SECONDS,
             ),
             in_flight: metrics.gauge("http_requests_in_flight", "Requests being worked on."),
+            bytes_in_flight: metrics.gauge(
+                "http_body_bytes_in_flight",
+                "Bytes of bodies of requests being worked on, as declared.",
+            ),
+            shed: Shed::new(&metrics),
             events,
             idempotency,
             append_seconds: metrics.histogram(
@@ -85,6 +117,7 @@ impl GatewayMetrics {
             "conflict",
             "mismatch",
             "shed",
+            "limited",
             "unavailable",
             "unknown",
         ] {
@@ -114,6 +147,7 @@ impl GatewayMetrics {
             Code::InProgress => "conflict",
             Code::IdempotencyMismatch => "mismatch",
             Code::Overloaded => "shed",
+            Code::QuotaExceeded => "limited",
             Code::OutcomeUnknown => "unknown",
             Code::LogUnavailable | Code::Unavailable => "unavailable",
             _ => "rejected",

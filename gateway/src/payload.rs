@@ -1,16 +1,16 @@
 //! What comes with a request: its key, its media type, and its body, read and decompressed under limits.
 //!
-//! A body is bounded three times: by its declared length before anything is read, by what arrives, and by
-//! what comes out of decompression, whose ratio is bounded too. Decompressing what is large happens away
-//! from the runtime's threads.
+//! A body is bounded three times: by its declared length before anything is read, by what arrives and how
+//! fast, and by what comes out of decompression, whose ratio is bounded too. Decompressing what is large
+//! happens away from the runtime's threads.
 
 use axum::body::{Body, Bytes};
 use axum::http::{HeaderMap, header};
-use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use pulsestream_shared::event::EventId;
 use pulsestream_shared::problem::{Code, Problem};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 
+use crate::arrival::{self, Fault, Pace};
 use crate::encoding::Encoding;
 
 /// Compressed bytes from which decompressing may take longer than a thread of the runtime should be held.
@@ -18,16 +18,24 @@ const LARGE_BYTES: usize = 16 << 10;
 
 /// What a route takes.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Limits {
+pub(crate) struct Bounds {
     /// Bytes, as sent and as decompressed.
     pub(crate) bytes: usize,
     /// The noun of the sentence that refuses more: an event, a batch.
     pub(crate) what: &'static str,
+    /// How fast it must arrive.
+    pub(crate) pace: Pace,
     /// When the whole body must be here.
     pub(crate) deadline: Instant,
 }
 
-impl Limits {
+impl Bounds {
+    /// Bytes to be kept free for a body before it is read: as declared, else the most it may have.
+    pub(crate) fn expected(&self, headers: &HeaderMap) -> usize {
+        let declared = declared_length(headers).and_then(|length| usize::try_from(length).ok());
+        declared.map_or(self.bytes, |length| length.min(self.bytes))
+    }
+
     /// The answer to a larger one.
     pub(crate) fn too_large(&self) -> Problem {
         let Self { bytes, what, .. } = self;
@@ -43,26 +51,23 @@ impl Limits {
 pub(crate) async fn read(
     headers: &HeaderMap,
     body: Body,
-    limits: Limits,
+    bounds: Bounds,
 ) -> Result<Bytes, Problem> {
     let encoding = Encoding::of(headers)?;
-    if declared_length(headers).is_some_and(|length| length > limits.bytes as u64) {
-        return Err(limits.too_large());
+    if declared_length(headers).is_some_and(|length| length > bounds.bytes as u64) {
+        return Err(bounds.too_large());
     }
-    let limited = Limited::new(body, limits.bytes);
-    let sent = match timeout_at(limits.deadline, limited.collect()).await {
-        Err(_) => return Err(Code::RequestTimeout.into()),
-        Ok(Ok(collected)) => collected.to_bytes(),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => return Err(limits.too_large()),
-        Ok(Err(_)) => {
-            return Err(Problem::from(Code::BadRequest).detail("the body ended too early"));
-        }
-    };
+    let received = arrival::receive(body, bounds.bytes, bounds.pace, bounds.deadline).await;
+    let sent = received.map_err(|fault| match fault {
+        Fault::TooLarge => bounds.too_large(),
+        Fault::TooSlow => Code::RequestTimeout.into(),
+        Fault::Cut => Problem::from(Code::BadRequest).detail("the body ended too early"),
+    })?;
     match encoding {
         Encoding::Identity => Ok(sent),
-        encoding if sent.len() < LARGE_BYTES => encoding.decode(&sent, limits),
+        encoding if sent.len() < LARGE_BYTES => encoding.decode(&sent, bounds),
         encoding => {
-            let decoding = tokio::task::spawn_blocking(move || encoding.decode(&sent, limits));
+            let decoding = tokio::task::spawn_blocking(move || encoding.decode(&sent, bounds));
             decoding.await.unwrap_or_else(|_| Err(Code::Unavailable.into()))
         }
     }

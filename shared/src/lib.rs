@@ -5,6 +5,7 @@
 
 pub mod admin;
 pub mod auth;
+pub mod bucket;
 pub mod bus;
 pub mod cache;
 pub mod clock;

@@ -4,10 +4,15 @@
 //! 4xx: the caller can fix it. 503: the same request may succeed later. 500 is never answered on
 //! purpose. A 5xx never holds an internal message: the cause is logged where it is handled.
 
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use rand::RngExt as _;
 use serde::Serialize;
+use serde_json::{Map, Value};
 use uuid::Uuid;
+
+/// Seconds by which `Retry-After` of a 503 is stretched at random.
+const JITTER_SECONDS: u32 = 2;
 
 /// One faulty field.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -37,6 +42,7 @@ pub enum Code {
     UnsupportedMediaType,
     IdempotencyMismatch,
     BatchInvalid,
+    QuotaExceeded,
     BadRequest,
     Overloaded,
     LogUnavailable,
@@ -46,7 +52,7 @@ pub enum Code {
 }
 
 impl Code {
-    /// Status, stable word, title, and seconds after which the same request may be sent again.
+    /// Status, stable word, title, and the fewest seconds after which the same request may be sent again.
     const fn row(self) -> (StatusCode, &'static str, &'static str, Option<u32>) {
         use StatusCode as S;
         match self {
@@ -99,6 +105,9 @@ impl Code {
             Self::BatchInvalid => {
                 (S::UNPROCESSABLE_ENTITY, "batch_invalid", "No event of the batch is valid", None)
             }
+            Self::QuotaExceeded => {
+                (S::TOO_MANY_REQUESTS, "quota_exceeded", "Too many events", Some(1))
+            }
             Self::BadRequest => (S::BAD_REQUEST, "bad_request", "Bad request", None),
             Self::Overloaded => {
                 (S::SERVICE_UNAVAILABLE, "overloaded", "Too busy right now", Some(1))
@@ -135,14 +144,15 @@ impl Code {
     }
 }
 
-/// An answer that is not a success.
+/// An answer that is not a success. As a response it carries its [`Code`] as an extension, for layers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
     code: Code,
     detail: Option<String>,
     errors: Vec<FieldError>,
     retry_after: Option<u32>,
-    extension: serde_json::Map<String, serde_json::Value>,
+    headers: Vec<(HeaderName, HeaderValue)>,
+    extension: Map<String, Value>,
 }
 
 impl From<Code> for Problem {
@@ -152,7 +162,8 @@ impl From<Code> for Problem {
             detail: None,
             errors: Vec::new(),
             retry_after: code.row().3,
-            extension: serde_json::Map::new(),
+            headers: Vec::new(),
+            extension: Map::new(),
         }
     }
 }
@@ -174,15 +185,22 @@ impl Problem {
 
     /// Adds members of the route's own.
     #[must_use]
-    pub fn extend(mut self, members: serde_json::Map<String, serde_json::Value>) -> Self {
+    pub fn extend(mut self, members: Map<String, Value>) -> Self {
         self.extension = members;
         self
     }
 
-    /// Says after how many seconds the same request may be sent again.
+    /// Names the seconds after which the same request may be sent again.
     #[must_use]
-    pub fn after(mut self, seconds: Option<u32>) -> Self {
-        self.retry_after = seconds;
+    pub fn retry_after(mut self, seconds: u32) -> Self {
+        self.retry_after = Some(seconds);
+        self
+    }
+
+    /// Adds a header.
+    #[must_use]
+    pub fn header(mut self, name: HeaderName, value: HeaderValue) -> Self {
+        self.headers.push((name, value));
         self
     }
 
@@ -197,7 +215,7 @@ impl Problem {
     }
 
     /// Seconds after which the same request may be sent again; `None` when that would be in vain.
-    pub fn retry_after(&self) -> Option<u32> {
+    pub fn wait_seconds(&self) -> Option<u32> {
         self.retry_after
     }
 
@@ -219,7 +237,7 @@ struct Body<'a> {
     #[serde(skip_serializing_if = "<[FieldError]>::is_empty")]
     errors: &'a [FieldError],
     #[serde(flatten)]
-    extension: &'a serde_json::Map<String, serde_json::Value>,
+    extension: &'a Map<String, Value>,
 }
 
 impl IntoResponse for Problem {
@@ -244,12 +262,18 @@ impl IntoResponse for Problem {
         if let Ok(value) = HeaderValue::from_str(&request_id) {
             headers.insert("x-request-id", value);
         }
-        if let Some(seconds) = self.retry_after {
+        headers.extend(self.headers);
+        if let Some(mut seconds) = self.retry_after {
+            // Those turned away together must not come back together.
+            if status == StatusCode::SERVICE_UNAVAILABLE {
+                seconds += rand::rng().random_range(0..=JITTER_SECONDS);
+            }
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
         if self.code == Code::RequestTimeout {
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
+        response.extensions_mut().insert(self.code);
         response
     }
 }

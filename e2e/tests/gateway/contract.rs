@@ -16,7 +16,7 @@ pub(crate) fn assert_problem(answer: &Answer, status: u16, code: &str) {
     assert_problem_body(&answer.body, status, code);
     assert_eq!(answer.header("x-request-id"), answer.body["requestId"], "{answer:?}");
     let retry_after = answer.header("retry-after").parse::<u32>();
-    assert_eq!(retry_after.is_ok(), matches!(status, 409 | 503), "{answer:?}");
+    assert_eq!(retry_after.is_ok(), matches!(status, 409 | 429 | 503), "{answer:?}");
 }
 
 /// The members of RFC 9457 and ours.

@@ -8,6 +8,7 @@ mod batch;
 mod contract;
 mod crashes;
 mod idempotency;
+mod limits;
 mod live;
 mod raw;
 mod redis;

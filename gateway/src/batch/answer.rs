@@ -9,6 +9,7 @@ use serde::Serialize;
 use super::items::{Items, Place};
 use crate::commit::Answer;
 use crate::headers::{LOCAL, REPLAYED, STATUS, TRUE};
+use crate::limits::Quota;
 
 /// The body of the answer. Every event of the request is counted once.
 #[derive(Debug, Default, PartialEq, Eq, Serialize)]
@@ -30,6 +31,8 @@ pub(crate) struct Summary {
     local: bool,
     #[serde(skip)]
     replayed: bool,
+    #[serde(skip)]
+    quota: Option<Quota>,
 }
 
 /// One event that was not accepted.
@@ -74,6 +77,11 @@ impl Summary {
         Self { replayed: true, ..Self::of(items, &answers, too_old) }
     }
 
+    /// With what its key has left.
+    pub(crate) fn with_quota(self, quota: Option<Quota>) -> Self {
+        Self { quota, ..self }
+    }
+
     fn count(&mut self, index: usize, id: EventId, answer: Answer, too_old: &Problem) {
         match answer {
             Answer::Accepted { local } => {
@@ -100,7 +108,7 @@ impl Summary {
 
     fn reject(&mut self, index: usize, id: Option<EventId>, problem: &Problem) {
         self.rejected += 1;
-        let retry = problem.retry_after();
+        let retry = problem.wait_seconds();
         self.retry = self.retry.or(retry.map(|_| problem.code()));
         self.retry_after = self.retry_after.max(retry);
         self.results.push(Row {
@@ -132,7 +140,9 @@ impl IntoResponse for Summary {
         let status = match self.status() {
             Ok(status) => status,
             Err(code) => {
-                return Problem::from(code).extend(body).after(self.retry_after).into_response();
+                let problem = Problem::from(code).extend(body);
+                let wait = self.retry_after;
+                return wait.into_iter().fold(problem, Problem::retry_after).into_response();
             }
         };
         let json = serde_json::Value::Object(body).to_string();
@@ -144,6 +154,9 @@ impl IntoResponse for Summary {
         }
         if self.replayed {
             headers.insert(REPLAYED, TRUE);
+        }
+        if let Some(quota) = self.quota {
+            quota.put(headers);
         }
         if self.local {
             headers.insert(STATUS, LOCAL);

@@ -5,7 +5,7 @@ use std::collections::hash_map::Entry;
 
 use pulsestream_shared::cache::Fingerprint;
 use pulsestream_shared::config;
-use pulsestream_shared::event::EventId;
+use pulsestream_shared::event::{DeviceId, EventId};
 use pulsestream_shared::problem::{Code, Problem};
 use serde::Deserialize;
 use uuid::Uuid;
@@ -63,6 +63,17 @@ impl Items {
             items.places.push(place);
         }
         Ok(items)
+    }
+
+    /// How many of the events each device sent.
+    pub(crate) fn per_device(&self) -> Vec<(DeviceId, u32)> {
+        let mut devices: Vec<_> = self.events.iter().map(|event| event.event.device_id).collect();
+        devices.sort_unstable();
+        let runs = devices.chunk_by(|left, right| left == right);
+        let count = |run: &[DeviceId]| {
+            run.first().map(|device| (*device, u32::try_from(run.len()).unwrap_or(u32::MAX)))
+        };
+        runs.filter_map(count).collect()
     }
 
     fn judge(

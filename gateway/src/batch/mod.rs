@@ -11,7 +11,6 @@ use pulsestream_shared::cache::{Fingerprint, LockKey};
 use pulsestream_shared::clock;
 use pulsestream_shared::event::EventId;
 use pulsestream_shared::problem::{Code, Problem};
-use pulsestream_shared::store::Scope;
 use tokio::time::{Instant, timeout_at};
 
 mod answer;
@@ -25,7 +24,7 @@ use split::Format;
 use crate::body;
 use crate::commit::{Answer, Batch, BatchAnswer};
 use crate::ingest::Ingest;
-use crate::payload::{self, Limits};
+use crate::payload;
 
 /// Bodies from which reading the events takes longer than a thread of the runtime should be held.
 const LARGE_BYTES: usize = 32 << 10;
@@ -42,20 +41,25 @@ pub(crate) async fn accept(ingest: &Ingest, request: Request<Body>) -> Response 
 }
 
 async fn accept_batch(ingest: &Ingest, request: Request<Body>) -> Result<Summary, Problem> {
-    let config = &ingest.config;
-    let deadline = Instant::now() + config.request_timeout;
+    let (config, now) = (&ingest.config, Instant::now());
+    let bounds = ingest.bounds(config.max_batch_bytes, "a batch", now);
+    let deadline = bounds.deadline;
     let (parts, body) = request.into_parts();
-    let api_key = ingest.keyring.authorize(&parts.headers, Scope::EventsWrite).await?;
+    let mut charged = ingest.charge(bounds.expected(&parts.headers))?;
+    let api_key = ingest.authorize(&parts.headers, deadline).await?;
     let key = payload::idempotency_key(&parts.headers)?;
     let format = Format::of(payload::media_type(&parts.headers).as_deref())?;
-    let limits = Limits { bytes: config.max_batch_bytes, what: "a batch", deadline };
-    let body = payload::read(&parts.headers, body, limits).await?;
+    let body = payload::read(&parts.headers, body, bounds).await?;
+    if !charged.raise_to(body.len()) {
+        return Err(ingest.no_room().into());
+    }
     let received_at_us = clock::unix_us();
     let items = read_items(ingest, body.clone(), format, key, received_at_us / 1_000).await?;
     let too_old = body::too_old(config);
     if items.events.is_empty() {
         return Ok(Summary::of(&items, &[], &too_old));
     }
+    let quota = ingest.limits.admit(&api_key, &items.per_device(), now)?;
     let batch = Batch {
         key: key.map(|id| (LockKey { client: api_key.client, id }, fingerprint(&body, format))),
         client: api_key.client,
@@ -64,14 +68,16 @@ async fn accept_batch(ingest: &Ingest, request: Request<Body>) -> Result<Summary
     };
     let answer = ingest.committer.submit_batch(batch)?;
     match timeout_at(deadline, answer).await {
-        Ok(Ok(BatchAnswer::Events(answers))) => Ok(Summary::of(&items, &answers, &too_old)),
+        Ok(Ok(BatchAnswer::Events(answers))) => {
+            Ok(Summary::of(&items, &answers, &too_old).with_quota(quota))
+        }
         Ok(Ok(BatchAnswer::Whole(Answer::Replayed { first_at_ms }))) => {
             let old = |at: usize| {
                 items.events.get(at).is_some_and(|event| {
                     body::is_too_old(event.event.timestamp_ms, first_at_ms, config)
                 })
             };
-            Ok(Summary::replayed(&items, old, &too_old))
+            Ok(Summary::replayed(&items, old, &too_old).with_quota(quota))
         }
         Ok(Ok(BatchAnswer::Whole(Answer::Failed(code)))) => Err(code.into()),
         // The age rule does not apply to a batch's own key, so the other answers do not occur.

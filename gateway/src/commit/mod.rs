@@ -33,12 +33,14 @@ mod breaker;
 mod lane;
 mod locks;
 mod settle;
+mod share;
 mod stage;
 
 use batch::BatchCommit;
 pub(crate) use batch::{Batch, BatchAnswer, BatchEvent};
 use breaker::LaneGate;
 use locks::Lease;
+use share::{Place, Shares};
 
 /// Records that go together at most; a lane's group is one produce request.
 const MAX_GROUP: usize = 1_024;
@@ -87,6 +89,8 @@ struct Waiting {
     /// The index of its lane and its gate: the partition of its device.
     lane: usize,
     answer: oneshot::Sender<Answer>,
+    /// In that partition's share.
+    _place: Place,
 }
 
 impl Waiting {
@@ -108,10 +112,12 @@ struct Owned {
 pub(crate) struct Committer {
     queue: mpsc::Sender<Waiting>,
     gates: Arc<[LaneGate]>,
+    shares: Arc<Shares>,
     batches: Arc<BatchCommit>,
     /// Of batches at work; more are shed.
     places: Arc<Semaphore>,
     tasks: TaskTracker,
+    metrics: Arc<GatewayMetrics>,
 }
 
 impl Committer {
@@ -119,18 +125,24 @@ impl Committer {
     ///
     /// # Errors
     /// [`Code::LogUnavailable`] at once while the partition's log is known to be down,
-    /// [`Code::Overloaded`] when too many attempts wait.
+    /// [`Code::Overloaded`] when too many attempts wait, here or for the partition.
     pub(crate) fn submit(&self, attempt: Attempt) -> Result<oneshot::Receiver<Answer>, Code> {
         let device = attempt.accepted.event.device_id.to_string();
         let partitions = u32::try_from(self.gates.len()).unwrap_or(1);
         let lane = usize::try_from(partition_of(device.as_bytes(), partitions)).unwrap_or(0);
-        if !self.gates.get(lane).is_some_and(LaneGate::admits) {
-            return Err(Code::LogUnavailable);
-        }
+        let gate = self.gates.get(lane).filter(|gate| gate.admits()).ok_or(Code::LogUnavailable)?;
+        let Some(place) = self.shares.take(lane) else {
+            gate.probe_unused();
+            self.metrics.shed.partition.inc();
+            return Err(Code::Overloaded);
+        };
         let (answer, receiver) = oneshot::channel();
-        match self.queue.try_send(Waiting { attempt, lane, answer }) {
+        match self.queue.try_send(Waiting { attempt, lane, answer, _place: place }) {
             Ok(()) => Ok(receiver),
-            Err(_) => Err(Code::Overloaded),
+            Err(_) => {
+                self.metrics.shed.queue.inc();
+                Err(Code::Overloaded)
+            }
         }
     }
 
@@ -142,7 +154,10 @@ impl Committer {
         &self,
         batch: Batch,
     ) -> Result<oneshot::Receiver<BatchAnswer>, Code> {
-        let place = self.places.clone().try_acquire_owned().map_err(|_| Code::Overloaded)?;
+        let Ok(place) = self.places.clone().try_acquire_owned() else {
+            self.metrics.shed.queue.inc();
+            return Err(Code::Overloaded);
+        };
         let (answer, receiver) = oneshot::channel();
         let batches = self.batches.clone();
         self.tasks.spawn(async move {
@@ -202,9 +217,15 @@ pub(crate) fn start(context: &Context, metrics: Arc<GatewayMetrics>) -> Committe
         metrics: metrics.clone(),
         max_event_age_ms: milliseconds(config.max_event_age),
     });
-    let stage =
-        stage::LockStage { locks, lanes, gates: gates.clone(), settle: settle_queue, metrics };
+    let stage = stage::LockStage {
+        locks,
+        lanes,
+        gates: gates.clone(),
+        settle: settle_queue,
+        metrics: metrics.clone(),
+    };
     context.spawn("lock stage", stage.run(waiting, stop));
+    let shares = Arc::new(Shares::new(gates.len(), config.max_in_flight));
     let places = Arc::new(Semaphore::new(config.max_batches));
-    Committer { queue, gates, batches, places, tasks: context.tasks.clone() }
+    Committer { queue, gates, shares, batches, places, tasks: context.tasks.clone(), metrics }
 }

@@ -7,8 +7,8 @@
 //! no outcome is kept in memory alone. An outcome that came with an event is final: no `Swap` undoes it.
 //! **Order.** Changes of one call are applied in order; calls take turns.
 //! **Cancellation.** Dropping a call gives back the keys it was still asking the file about.
-//! **Bounds.** Locks in flight or left open, and key entries, each have a number; at the bound of locks
-//! a key that nobody has is answered [`LockReply::Full`].
+//! **Bounds.** Locks in flight or left open, key entries and limits, each have a number; at the bound of
+//! locks a key that nobody has is answered [`LockReply::Full`].
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,7 +17,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::time::Instant;
 
-use super::{Cache, CacheError, CachedKey, LockChange, LockReply, LockRequest};
+use super::charges::Charges;
+use super::{Cache, CacheError, CachedKey, Charge, LockChange, LockReply, LockRequest};
+use crate::bucket::Debt;
 use crate::clock::unix_ms;
 use crate::log::embedded::EmbeddedLog;
 use crate::log::embedded::fault::Fault;
@@ -30,7 +32,7 @@ use crate::store::KeyHash;
 pub struct EmbeddedCacheBounds {
     /// Locks in flight or left open; about 120 bytes each.
     pub locks: usize,
-    /// API keys, and marks of revoked ones.
+    /// API keys, and marks of revoked ones; and as many limits.
     pub keys: usize,
 }
 
@@ -46,6 +48,7 @@ pub struct EmbeddedCache {
     log: Arc<Shared>,
     bounds: EmbeddedCacheBounds,
     keys: Mutex<HashMap<KeyHash, KeyEntry>>,
+    charges: Charges,
 }
 
 struct KeyEntry {
@@ -56,7 +59,8 @@ struct KeyEntry {
 impl EmbeddedCache {
     /// A cache over the outcomes of a log.
     pub fn new(log: &EmbeddedLog, bounds: EmbeddedCacheBounds) -> Self {
-        Self { log: log.shared(), bounds, keys: Mutex::default() }
+        let charges = Charges::new(bounds.keys);
+        Self { log: log.shared(), bounds, keys: Mutex::default(), charges }
     }
 
     fn with_keys<T>(&self, change: impl FnOnce(&mut HashMap<KeyHash, KeyEntry>) -> T) -> T {
@@ -169,6 +173,10 @@ impl Cache for EmbeddedCache {
             keys.insert(*hash, KeyEntry { dies, content: CachedKey::Revoked });
         });
         Ok(())
+    }
+
+    async fn charge(&self, charges: &[Charge]) -> Result<Vec<Debt>, CacheError> {
+        Ok(charges.iter().map(|charge| self.charges.add(charge)).collect())
     }
 }
 

@@ -1,4 +1,4 @@
-//! The cache: idempotency locks and looked-up API keys, shared by the gateways.
+//! The cache: idempotency locks, looked-up API keys and the use made of limits, shared by the gateways.
 //!
 //! Two engines stand behind the port: [`redis`] and [`embedded`] (rows of the log's file). Both pass
 //! [`crate::testing::cache`]. Neither judges: what a held lock means for a request is decided in the
@@ -6,6 +6,7 @@
 
 use async_trait::async_trait;
 
+mod charges;
 pub mod embedded;
 mod lock;
 pub mod memory;
@@ -15,6 +16,7 @@ pub use lock::{Fingerprint, LockKey, LockRecord, LockState, Outcome, Owner};
 
 use std::time::Duration;
 
+use crate::bucket::{Debt, Rate};
 use crate::store::KeyHash;
 
 /// The cache did not answer, or not in time. Nothing is known about what happened to the request.
@@ -62,6 +64,17 @@ pub enum LockChange {
     },
 }
 
+/// Events that one gateway let through under a shared limit since it last said so.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Charge {
+    /// Which limit; the same word in every gateway.
+    pub limit: Box<str>,
+    /// How fast the shared debt drains.
+    pub rate: Rate,
+    /// How many.
+    pub events: u32,
+}
+
 /// What a shared tier says about an API key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CachedKey {
@@ -76,7 +89,7 @@ pub enum CachedKey {
 /// **Durability.** Redis: none beyond its own; a key may be lost, then the store's first event wins.
 /// Embedded: a lock in flight is in memory, an outcome is a row written with its event.
 /// **Order.** Changes of one call are applied in order; calls that overlap are not ordered.
-/// **Duplicates.** Every call may be repeated harmlessly.
+/// **Duplicates.** Every call may be repeated harmlessly, but a charge made twice counts twice.
 /// **Cancellation.** Dropping a call leaves it unknown whether it happened.
 /// **Bounds.** An engine with a bound of its own answers [`LockReply::Full`] for each key that does not
 /// fit, and the other keys of the call as ever. Redis has none: short of memory, it fails.
@@ -114,6 +127,14 @@ pub trait Cache: Send + Sync {
     /// # Errors
     /// [`CacheError`]: entries die by their own age.
     async fn revoke_key(&self, hash: &KeyHash, life: Duration) -> Result<(), CacheError>;
+
+    /// Adds each to the debt of its limit and answers in order what all gateways together now owe, at
+    /// most [`Rate::most_debt`]. Never refuses: what is charged went through already. A limit without
+    /// debt is forgotten.
+    ///
+    /// # Errors
+    /// [`CacheError`]: each may or may not have been added. Go on by what this process let through.
+    async fn charge(&self, charges: &[Charge]) -> Result<Vec<Debt>, CacheError>;
 }
 
 /// How long a key is remembered, from its first attempt.

@@ -5,13 +5,15 @@
 //! NAMESPACE i CLIENT(4) ID(16) a lock record, 36 bytes       24 h from the first attempt
 //! NAMESPACE k HASH(32)         "E" + the entry of an API key as put
 //! NAMESPACE k HASH(32)         "R": revoked a moment ago     as marked
+//! NAMESPACE q LIMIT            two doubles: debt in events,  until it has drained
+//!                              microsecond it was true at
 //! ```
 //!
 //! A call is one pipeline on one of a few shared connections, never a pool: a pool hands a connection to
 //! one task at a time, so that calls could not share a write. Locks are plain `SET NX GET PX`; only what
-//! must compare first (takeover, release, an entry against a revoke mark) is a script, because a script
-//! costs the server eight times as much. Scripts are sent whole (`EVAL`): by hash, a server that forgot
-//! them would answer in the middle of an ordered pipeline.
+//! must look first (takeover, release, an entry against a revoke mark, the debt of a limit) is a script,
+//! because a script costs the server eight times as much. Scripts are sent whole (`EVAL`): by hash, a
+//! server that forgot them would answer in the middle of an ordered pipeline.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -20,9 +22,10 @@ use async_trait::async_trait;
 use redis::{Cmd, Pipeline, RedisError, Value};
 
 use super::{
-    Cache, CacheError, CachedKey, LOCK_LIFE, LockChange, LockKey, LockRecord, LockReply,
+    Cache, CacheError, CachedKey, Charge, LOCK_LIFE, LockChange, LockKey, LockRecord, LockReply,
     LockRequest,
 };
+use crate::bucket::Debt;
 use crate::clock::unix_ms;
 use crate::store::KeyHash;
 
@@ -40,6 +43,17 @@ const SWAP: &str = "if redis.call('GET',KEYS[1])~=ARGV[1] then return 0 end \
 /// Puts an entry unless the revoke mark is there.
 const PUT_KEY: &str = "if redis.call('GETRANGE',KEYS[1],0,0)=='R' then return 0 end \
     redis.call('SET',KEYS[1],ARGV[1],'PX',ARGV[2]) return 1";
+
+/// Drains a debt by the server's clock, the one clock that all gateways share, adds to it and answers it
+/// in billionths of an event.
+const CHARGE: &str = "local t=redis.call('TIME') local now=t[1]*1000000+t[2] \
+    local per_second,most,debt=tonumber(ARGV[1]),tonumber(ARGV[2]),0 \
+    local kept=redis.call('GET',KEYS[1]) \
+    if kept then local owed,at=struct.unpack('<dd',kept) \
+    debt=math.max(0,owed-math.max(0,now-at)*per_second/1000000) end \
+    debt=math.min(debt+ARGV[3],most) \
+    redis.call('SET',KEYS[1],struct.pack('<dd',debt,now),'PX',math.ceil(debt*1000/per_second)+1) \
+    return string.format('%.0f',debt*1000000000)";
 
 const ENTRY: u8 = b'E';
 const REVOKED: u8 = b'R';
@@ -220,6 +234,27 @@ impl Cache for RedisCache {
         set.arg(self.api_key(hash)).arg(&[REVOKED][..]).arg("PX").arg(millis(life));
         took_place(self.call_one(set).await?).map(|_set| ())
     }
+
+    async fn charge(&self, charges: &[Charge]) -> Result<Vec<Debt>, CacheError> {
+        if charges.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut pipeline = Pipeline::with_capacity(charges.len());
+        for Charge { limit, rate, events } in charges {
+            let most = rate.most_debt().0 / Debt::of(1).0;
+            pipeline.cmd("EVAL").arg(CHARGE).arg(1).arg(self.named(b'q', limit.as_bytes()));
+            pipeline.arg(rate.per_second()).arg(most).arg(*events);
+        }
+        let values = self.call(&pipeline).await?;
+        expect_count(&values, charges.len())?;
+        values.into_iter().map(debt).collect()
+    }
+}
+
+fn debt(value: Value) -> Result<Debt, CacheError> {
+    let Value::BulkString(digits) = value else { return Err(unexpected(value)) };
+    let number = std::str::from_utf8(&digits).ok().and_then(|digits| digits.parse().ok());
+    number.map(Debt).ok_or_else(|| CacheError("the debt of a limit is no number".to_owned()))
 }
 
 /// What is left of a key's day, judged by the clock that set its first attempt (a gateway's), so that

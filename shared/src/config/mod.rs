@@ -38,6 +38,8 @@ pub struct Config {
     #[validate(nested)]
     pub ingest: Ingest,
     #[validate(nested)]
+    pub limits: Limits,
+    #[validate(nested)]
     pub consumer: Consumer,
     #[validate(nested)]
     pub live: Live,
@@ -134,8 +136,14 @@ section!(Ingest {
     request_timeout: Duration,
     #[serde(with = "span")]
     lease: Duration,
+    #[serde(with = "span")]
+    body_stall_timeout: Duration,
+    #[validate(range(min = 1, max = 1_000_000, message = "is 1 to 1000000"))]
+    min_body_bytes_per_second: u32,
     #[validate(range(min = 1, max = 1_000_000))]
     max_in_flight: usize,
+    #[validate(range(min = 1_048_576, message = "is at least 1 MiB"))]
+    max_in_flight_bytes: u32,
     #[validate(range(min = 1, max = 10_000_000))]
     local_locks: usize,
     #[validate(range(min = 1, max = 10_000, message = "is 1 to 10000"))]
@@ -144,6 +152,15 @@ section!(Ingest {
     max_batch_bytes: usize,
     #[validate(range(min = 1, max = 10_000, message = "is 1 to 10000"))]
     max_batches: usize,
+});
+
+section!(Limits {
+    key_rate: u32,
+    key_burst: u32,
+    device_rate: u32,
+    device_burst: u32,
+    #[serde(with = "span")]
+    report_interval: Duration,
 });
 
 section!(Consumer {
@@ -215,6 +232,11 @@ impl Config {
             ingest.request_timeout < ingest.lease,
             "ingest.request_timeout",
             "must be below ingest.lease, or a second attempt starts while the first still runs",
+        );
+        require(
+            self.limits.report_interval >= Duration::from_millis(10),
+            "limits.report_interval",
+            "must be at least 10ms: each report is a script on the Redis for each limited key",
         );
         require(log.retention >= 7 * DAY, "log.retention", "must be at least 7d");
         require(

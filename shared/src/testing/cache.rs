@@ -8,8 +8,9 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
+use crate::bucket::{Debt, Rate};
 use crate::cache::{
-    Cache, CachedKey, Fingerprint, LockChange, LockKey, LockRecord, LockReply, LockRequest,
+    Cache, CachedKey, Charge, Fingerprint, LockChange, LockKey, LockRecord, LockReply, LockRequest,
     LockState, Owner,
 };
 use crate::clock::unix_ms;
@@ -58,6 +59,10 @@ macro_rules! cache_conformance {
             the_entry_of_a_key_dies_with_its_life,
             a_revoke_mark_beats_a_late_put,
             a_revoke_mark_dies_with_its_life,
+            what_gateways_charge_adds_up_and_drains_at_the_rate,
+            a_charge_of_nothing_tells_the_debt,
+            a_limit_owes_no_more_than_the_most,
+            charges_of_one_call_are_added_in_order_and_limits_are_apart,
         }
     };
     (@rules $engine:ident, $open:expr; $($rule:ident),* $(,)?) => {
@@ -307,4 +312,68 @@ pub async fn a_revoke_mark_dies_with_its_life(it: CacheUnderTest) {
     it.cache.put_key(&hash, b"again", LIFE).await.expect("put");
     let found = it.cache.key(&hash).await.expect("key");
     assert_eq!(found, Some(CachedKey::Entry(b"again".to_vec())));
+}
+
+/// A limit nobody else uses; drains by one event a second, so hardly within a test.
+fn some_limit() -> Charge {
+    let rate = Rate::new(1, Some(1_000)).expect("a rate");
+    Charge { limit: Uuid::new_v4().to_string().into(), rate, events: 0 }
+}
+
+async fn charge(cache: &dyn Cache, limit: &Charge, events: u32) -> Debt {
+    cache.charge(&[Charge { events, ..limit.clone() }]).await.expect("charge").remove(0)
+}
+
+/// Between the charges before and now, less than this much time passed.
+#[track_caller]
+fn assert_owes(debt: Debt, events: u32) {
+    let least = Debt::of(events.saturating_sub(10));
+    assert!((least..=Debt::of(events)).contains(&debt), "{debt:?}, not {events} events");
+}
+
+/// "Adds each to the debt of its limit": whoever adds. And it drains.
+pub async fn what_gateways_charge_adds_up_and_drains_at_the_rate(it: CacheUnderTest) {
+    let slow = some_limit();
+    for sum in [100, 200, 300] {
+        assert_owes(charge(&*it.cache, &slow, 100).await, sum);
+    }
+    let quick = Charge { rate: Rate::new(1_000, Some(1_000)).expect("a rate"), ..some_limit() };
+    assert!(charge(&*it.cache, &quick, 300).await > Debt::of(0));
+    let start = tokio::time::Instant::now();
+    wait_for("the debt to drain", LIFE, async || {
+        charge(&*it.cache, &quick, 0).await == Debt::of(0)
+    })
+    .await;
+    assert!(start.elapsed() > Duration::from_millis(200), "{:?}", start.elapsed());
+}
+
+/// "What all gateways together now owe."
+pub async fn a_charge_of_nothing_tells_the_debt(it: CacheUnderTest) {
+    let limit = some_limit();
+    assert_eq!(charge(&*it.cache, &limit, 0).await, Debt::of(0));
+    charge(&*it.cache, &limit, 50).await;
+    assert_owes(charge(&*it.cache, &limit, 0).await, 50);
+}
+
+/// "At most [`Rate::most_debt`]."
+pub async fn a_limit_owes_no_more_than_the_most(it: CacheUnderTest) {
+    let limit = some_limit();
+    for _ in 0..3 {
+        let debt = charge(&*it.cache, &limit, u32::MAX).await;
+        assert_eq!(debt, limit.rate.most_debt());
+    }
+    let largest = Charge { rate: Rate::new(u32::MAX, None).expect("a rate"), ..some_limit() };
+    assert!(charge(&*it.cache, &largest, u32::MAX).await <= Debt::of(u32::MAX));
+}
+
+/// "Answers in order."
+pub async fn charges_of_one_call_are_added_in_order_and_limits_are_apart(it: CacheUnderTest) {
+    let (one, other) = (some_limit(), some_limit());
+    let charges = [(&one, 100), (&other, 500), (&one, 100)];
+    let charges = charges.map(|(limit, events)| Charge { events, ..limit.clone() });
+    let debts = it.cache.charge(&charges).await.expect("charge");
+    for (debt, events) in debts.into_iter().zip([100, 500, 200]) {
+        assert_owes(debt, events);
+    }
+    assert!(it.cache.charge(&[]).await.expect("charge").is_empty());
 }

@@ -58,6 +58,7 @@ pub enum Method {
     Key,
     PutKey,
     RevokeKey,
+    Charge,
     Publish,
     Subscribe,
     SubscriptionNext,

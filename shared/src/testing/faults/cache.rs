@@ -6,7 +6,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use super::{Faults, Method, Struck};
-use crate::cache::{Cache, CacheError, CachedKey, LockChange, LockReply, LockRequest};
+use crate::bucket::Debt;
+use crate::cache::{Cache, CacheError, CachedKey, Charge, LockChange, LockReply, LockRequest};
 use crate::store::KeyHash;
 
 /// [`Cache`] that fails as told.
@@ -51,5 +52,9 @@ impl Cache for FaultCache {
 
     async fn revoke_key(&self, hash: &KeyHash, life: Duration) -> Result<(), CacheError> {
         self.faults.around(Method::RevokeKey, self.inner.revoke_key(hash, life), fail).await
+    }
+
+    async fn charge(&self, charges: &[Charge]) -> Result<Vec<Debt>, CacheError> {
+        self.faults.around(Method::Charge, self.inner.charge(charges), fail).await
     }
 }
