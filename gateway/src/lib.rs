@@ -1,8 +1,8 @@
-//! The gateway: from a device's POST to the log.
+//! The gateway: from a device's POST to the log, and from the store back to whoever reads.
 //!
 //! A request walks through few rooms: `router` (admission, counting) → `ingest` (key, body, answer) →
 //! `commit` (lock, append, outcome; in groups). Everything that is the client's fault is found before
-//! the first lock is taken.
+//! the first lock is taken. `read` stands beside this path and shares the router alone with it.
 
 use axum::Router;
 use pulsestream_shared::admin::Dependency;
@@ -16,6 +16,7 @@ mod commit;
 mod idempotency;
 mod ingest;
 mod metrics;
+mod read;
 mod router;
 
 /// How a gateway process names itself. It cannot work without the log alone: keys and locks have
@@ -29,11 +30,21 @@ pub const ROLE: Role = Role { name: "gateway", required: &[Dependency::Log] };
 pub async fn build(context: Context, keyring: Arc<Keyring>) -> Result<Router, OpenError> {
     let metrics = Arc::new(metrics::GatewayMetrics::new(&context));
     let committer = commit::start(&context, metrics.clone());
+    let read = read::Read {
+        keyring: keyring.clone(),
+        query: context.engine.query.clone(),
+        cache: context.engine.cache.clone(),
+        committer: committer.clone(),
+        metrics: metrics.clone(),
+        bounds: read::Bounds::new(&context.config),
+        turns: read::Turns::new(&context.config),
+    };
     let ingest = ingest::Ingest {
         keyring,
         committer,
         config: context.config.ingest.clone(),
         metrics: metrics.clone(),
     };
-    Ok(router::router(Arc::new(ingest), metrics, context.config.ingest.max_in_flight))
+    let most = context.config.ingest.max_in_flight;
+    Ok(router::router(Arc::new(ingest), Arc::new(read), metrics, most))
 }

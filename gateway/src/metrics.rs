@@ -24,6 +24,8 @@ pub(crate) struct GatewayMetrics {
     pub(crate) append_errors: IntCounterVec,
     /// Outcomes that were not written to the cache; their keys are taken over after their lease.
     pub(crate) outcomes_lost: prometheus::IntCounter,
+    /// What became of queries of the read API.
+    pub(crate) read_queries: IntCounterVec,
     /// Time from acceptance to a later stage.
     pub(crate) freshness: HistogramVec,
 }
@@ -69,6 +71,11 @@ impl GatewayMetrics {
                 "idempotency_outcomes_lost_total",
                 "Outcomes not written to the cache; their keys are taken over after their lease.",
             ),
+            read_queries: metrics.counters(
+                "read_queries_total",
+                "Queries of the read API by what became of them.",
+                &["result"],
+            ),
             freshness: context.freshness.clone(),
         };
         // Counters exist from the start: a rate over a series that appears with its first error is 0.
@@ -83,6 +90,9 @@ impl GatewayMetrics {
             "unknown",
         ] {
             new.events.with_label_values(&[result]);
+        }
+        for result in ["answered", "shed", "too_slow", "unavailable"] {
+            new.read_queries.with_label_values(&[result]);
         }
         for kind in ["refused", "unknown", "unavailable"] {
             new.append_errors.with_label_values(&[kind]);

@@ -14,6 +14,7 @@ use pulsestream_shared::problem::{Code, Problem};
 
 use crate::ingest::{self, Ingest};
 use crate::metrics::GatewayMetrics;
+use crate::read::{self, Read};
 
 #[derive(Clone)]
 struct Admission {
@@ -23,20 +24,23 @@ struct Admission {
 
 pub(crate) fn router(
     ingest: Arc<Ingest>,
+    read: Arc<Read>,
     metrics: Arc<GatewayMetrics>,
     max_in_flight: usize,
 ) -> Router {
     let most = i64::try_from(max_in_flight).unwrap_or(i64::MAX);
     let admission = Admission { metrics, most };
+    let events = post(ingest::accept).with_state(ingest).merge(read::events(read.clone()));
     Router::new()
-        .route("/v1/events", post(ingest::accept).fallback(|method| not_allowed(method, "POST")))
-        .with_state(ingest)
+        .route("/v1/events", events.fallback(|method| not_allowed(method, "GET, HEAD, POST")))
+        .merge(read::routes(read))
         .fallback(|| async { Problem::from(Code::NotFound) })
         .layer(from_fn_with_state(admission, admit))
 }
 
-async fn not_allowed(method: Method, allow: &'static str) -> Response {
-    let detail = format!("{method} is not allowed here, {allow} is");
+/// A `405` that names the methods of the path.
+pub(crate) async fn not_allowed(method: Method, allow: &'static str) -> Response {
+    let detail = format!("{method} is not allowed here; allowed: {allow}");
     let mut response = Problem::from(Code::MethodNotAllowed).detail(detail).into_response();
     response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(allow));
     response

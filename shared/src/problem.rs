@@ -41,6 +41,7 @@ pub enum Code {
     LogUnavailable,
     OutcomeUnknown,
     Unavailable,
+    QueryTimeout,
     Starting,
 }
 
@@ -114,6 +115,12 @@ impl Code {
             Self::Unavailable => {
                 (S::SERVICE_UNAVAILABLE, "unavailable", "Cannot answer right now", Some(2))
             }
+            Self::QueryTimeout => (
+                S::SERVICE_UNAVAILABLE,
+                "query_timeout",
+                "The query takes too long: ask for a shorter span or one device",
+                Some(5),
+            ),
             Self::Starting => {
                 (S::SERVICE_UNAVAILABLE, "starting", "Starting, not ready yet", Some(1))
             }
@@ -159,6 +166,11 @@ impl Problem {
     pub fn errors(mut self, errors: Vec<FieldError>) -> Self {
         self.errors = errors;
         self
+    }
+
+    /// The faulty fields.
+    pub fn field_errors(&self) -> &[FieldError] {
+        &self.errors
     }
 
     /// Its code.

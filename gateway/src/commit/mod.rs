@@ -18,7 +18,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use pulsestream_shared::cache::{Fingerprint, LockKey, LockRecord};
+use pulsestream_shared::cache::memory::{MemoryLocks, MemoryReply};
+use pulsestream_shared::cache::{Fingerprint, LockKey, LockRecord, LockReply, LockRequest};
+use pulsestream_shared::clock;
 use pulsestream_shared::codec::Accepted;
 use pulsestream_shared::log::partition_of;
 use pulsestream_shared::problem::Code;
@@ -98,9 +100,17 @@ struct Owned {
 pub(crate) struct Committer {
     queue: mpsc::Sender<Waiting>,
     gates: Arc<[LaneGate]>,
+    local: Arc<MemoryLocks>,
 }
 
 impl Committer {
+    /// True when this gateway holds the key's record by itself, because the cache was away.
+    pub(crate) fn remembers(&self, key: LockKey) -> bool {
+        let look = [LockRequest { key, record: None }];
+        let replies = self.local.lock(&look, clock::unix_ms());
+        matches!(replies[..], [MemoryReply::Cache(LockReply::Held(_))])
+    }
+
     /// Hands over an attempt; its answer comes later.
     ///
     /// # Errors
@@ -129,7 +139,7 @@ pub(crate) fn start(context: &Context, metrics: Arc<GatewayMetrics>) -> Committe
     let stop = context.shutdown.stop.clone();
 
     let (settle_queue, settling) = mpsc::channel(SETTLE_QUEUE);
-    let local = Arc::new(pulsestream_shared::cache::memory::MemoryLocks::new(config.local_locks));
+    let local = Arc::new(MemoryLocks::new(config.local_locks));
     let settle = settle::Settle::new(context.engine.cache.clone(), local.clone(), metrics.clone());
     context.spawn("settle stage", settle.run(settling));
 
@@ -152,7 +162,7 @@ pub(crate) fn start(context: &Context, metrics: Arc<GatewayMetrics>) -> Committe
     let locks = locks::Locks {
         cache: context.engine.cache.clone(),
         breaker: breaker::CacheBreaker::default(),
-        local,
+        local: local.clone(),
         lanes,
         gates: gates.clone(),
         settle: settle_queue,
@@ -163,7 +173,7 @@ pub(crate) fn start(context: &Context, metrics: Arc<GatewayMetrics>) -> Committe
         max_event_age_ms: milliseconds(config.max_event_age),
     };
     context.spawn("lock stage", locks.run(waiting, stop));
-    Committer { queue, gates }
+    Committer { queue, gates, local }
 }
 
 /// How often a dead cache is asked whether it lives again.
