@@ -9,6 +9,8 @@ mod crashes;
 mod idempotency;
 mod live;
 mod raw;
+mod read;
+mod read_trouble;
 mod redis;
 mod refusals;
 mod repeats;
