@@ -7,6 +7,21 @@
 //! What the plans rest on: every statement bounds `ts`, so that days outside are pruned; with a device
 //! the index (client_id, device_id, ts desc) gives the order, day after day, and a LIMIT stops it;
 //! without one the BRIN index cuts a day to the blocks of the time asked for.
+//!
+//! `explain analyze` over 1.3 million rows of three days, 20 days attached, PostgreSQL 15, two cores:
+//!
+//! | question | plan | time |
+//! |---|---|---|
+//! | 100 events of a device of 1,000, or of 300,000 | ordered Append of index scans, the newest day alone is read | 0.3 ms |
+//! | ... of a type too, ten days | index or bitmap scan of the device's rows a day | 3 ms |
+//! | a client, 10 s or 160 s | index scan (client, ts) within one day | 1 to 8 ms |
+//! | a client and a type, 3 h | BRIN, 857 blocks of one day | 8 ms |
+//! | one event | primary key, in every day | 0.8 ms |
+//! | series of a device, 3 days | index scan of the device's rows a day | 2 ms |
+//! | series of a client, 1 h | bitmap scan (client, ts) of one day | 1.4 ms |
+//! | 100 devices, 1,000 events each looked through | Merge Append of index-only scans a step; then as the first | 420 ms |
+//!
+//! Sequential scans are seen of empty days alone. Planning takes 0.1 ms for one day, up to 10 ms for all.
 
 use std::time::{Duration, Instant};
 
@@ -73,6 +88,10 @@ with recursive device (device_id, number) as (
    where number < $4)";
 
 /// The newest value of each type, of every device of `device`.
+///
+/// `limit (select …)` and not `limit …`: for a limit it knows the planner compares with an average
+/// device, and where that has no more events it sorts all that a device has: 300,000 rows and 243 ms for
+/// a busy one among a hundred quiet ones, against 1,000 rows and 6 ms in the order of the index.
 const LATEST: &str = "
 select device.device_id, latest.event_type, latest.value, latest.ts
   from device
@@ -82,7 +101,7 @@ select device.device_id, latest.event_type, latest.value, latest.ts
                  from events
                 where client_id = $1 and ts >= $2 and device_id = device.device_id
                 order by ts desc, pos desc, id desc
-                limit $5) newest
+                limit (select $5)) newest
         order by event_type, ts desc, pos desc, id desc) latest
  order by device.device_id, latest.ts desc, latest.pos desc, latest.id desc";
 
