@@ -30,7 +30,7 @@ pub(crate) fn router(
 ) -> Router {
     let most = i64::try_from(max_in_flight).unwrap_or(i64::MAX);
     let admission = Admission { metrics, most };
-    let events = post(ingest::accept).with_state(ingest).merge(read::events(read.clone()));
+    let events = post(ingest::accept).with_state(ingest).merge(read::get_events(read.clone()));
     Router::new()
         .route("/v1/events", events.fallback(|method| not_allowed(method, "GET, HEAD, POST")))
         .merge(read::routes(read))

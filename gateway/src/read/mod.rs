@@ -51,7 +51,7 @@ pub(crate) struct Read {
 }
 
 /// `GET /v1/events`, for the router to join with the `POST` of the same path.
-pub(crate) fn events(read: Arc<Read>) -> MethodRouter {
+pub(crate) fn get_events(read: Arc<Read>) -> MethodRouter {
     get(events::list).with_state(read)
 }
 
