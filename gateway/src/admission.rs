@@ -61,18 +61,6 @@ impl Admission {
         response
     }
 
-    /// Does the work of a request by another method to that route.
-    pub(crate) async fn run_other(
-        &self,
-        counted: &Counted,
-        method: &Method,
-        work: impl Future<Output = Response>,
-    ) -> Response {
-        let response = self.time(&counted.seconds, work).await;
-        self.count(counted.route, method, response.status());
-        response
-    }
-
     async fn time(&self, seconds: &Histogram, work: impl Future<Output = Response>) -> Response {
         let started = Instant::now();
         let response = self.admit(work).await;

@@ -1,9 +1,9 @@
-//! The gateway: from a device's POST to the log.
+//! The gateway: from a device's POST to the log, and from the store back to whoever reads.
 //!
 //! A request walks through few rooms: `router` → `admission` → `ingest` or `batch` (key, body,
 //! answer) → `limits` (of key and device) → `commit` (lock, append, outcome; in groups). Everything that
-//! is the client's fault is found before
-//! the first lock is taken.
+//! is the client's fault is found before the first lock is taken. `read` stands beside this path and
+//! shares the router alone with it.
 
 use axum::Router;
 use pulsestream_shared::admin::Dependency;
@@ -26,6 +26,7 @@ mod ingest;
 mod limits;
 mod metrics;
 mod payload;
+mod read;
 mod router;
 mod shedding;
 
@@ -47,6 +48,15 @@ pub async fn build(context: Context, keyring: Arc<Keyring>) -> Result<Router, Op
     );
     context.spawn("limit reports", reports.run(context.shutdown.stop.clone()));
     let most_bytes = context.config.ingest.max_in_flight_bytes;
+    let read = read::Read {
+        keyring: keyring.clone(),
+        query: context.engine.query.clone(),
+        cache: context.engine.cache.clone(),
+        committer: committer.clone(),
+        metrics: metrics.clone(),
+        bounds: read::Bounds::new(&context.config),
+        turns: read::Turns::new(&context.config),
+    };
     let ingest = ingest::Ingest {
         keyring,
         limits,
@@ -55,5 +65,6 @@ pub async fn build(context: Context, keyring: Arc<Keyring>) -> Result<Router, Op
         config: context.config.ingest.clone(),
         metrics: metrics.clone(),
     };
-    Ok(router::router(&Arc::new(ingest), &metrics, context.config.ingest.max_in_flight))
+    let most = context.config.ingest.max_in_flight;
+    Ok(router::router(&Arc::new(ingest), Arc::new(read), &metrics, most))
 }

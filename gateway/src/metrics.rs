@@ -35,6 +35,8 @@ pub(crate) struct GatewayMetrics {
     pub(crate) outcomes_lost: IntCounter,
     /// Time from acceptance to the log's confirmation.
     pub(crate) logged: Histogram,
+    /// What became of queries of the read API.
+    pub(crate) read_queries: IntCounterVec,
 }
 
 /// Why a request was turned away; each is a bound of `[ingest]`, or what follows from one.
@@ -108,6 +110,11 @@ impl GatewayMetrics {
                 "Outcomes not written to the cache; their keys are taken over after their lease.",
             ),
             logged: context.freshness.with_label_values(&["logged"]),
+            read_queries: metrics.counters(
+                "read_queries_total",
+                "Queries of the read API by what became of them.",
+                &["result"],
+            ),
         };
         // Counters exist from the start: a rate over a series that appears with its first error is 0.
         for result in [
@@ -122,6 +129,9 @@ impl GatewayMetrics {
             "unknown",
         ] {
             new.events.with_label_values(&[result]);
+        }
+        for result in ["answered", "shed", "too_slow", "unavailable"] {
+            new.read_queries.with_label_values(&[result]);
         }
         for kind in ["refused", "unknown", "unavailable"] {
             new.append_errors.with_label_values(&[kind]);

@@ -10,12 +10,13 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderValue, Method, header};
 use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse, Response};
-use axum::routing::post;
+use axum::routing::{MethodRouter, any, post};
 use pulsestream_shared::problem::{Code, Problem};
 
 use crate::admission::{Admission, Counted, admit};
 use crate::ingest::Ingest;
 use crate::metrics::GatewayMetrics;
+use crate::read::{self, Read};
 use crate::{batch, ingest};
 
 /// What the handler of a busy route needs.
@@ -27,6 +28,7 @@ struct Busy {
 
 pub(crate) fn router(
     ingest: &Arc<Ingest>,
+    read: Arc<Read>,
     metrics: &Arc<GatewayMetrics>,
     max_in_flight: usize,
 ) -> Router {
@@ -35,11 +37,18 @@ pub(crate) fn router(
         let counted = Counted::posts(metrics, route);
         Arc::new(Busy { admission: admission.clone(), counted, ingest: ingest.clone() })
     };
+    let layer = from_fn_with_state(admission.clone(), admit);
+    let events = post(accept_event)
+        .with_state(busy("/v1/events"))
+        .merge(read::get_events(read.clone()).layer(layer.clone()))
+        .fallback_service(not_allowed("GET, HEAD, POST").layer(layer.clone()));
+    let batches = post(accept_batch)
+        .with_state(busy("/v1/events/batch"))
+        .fallback_service(not_allowed("POST").layer(layer.clone()));
     let rest = Router::new()
+        .merge(read::routes(read))
         .fallback(|| async { Problem::from(Code::NotFound) })
-        .layer(from_fn_with_state(admission.clone(), admit));
-    let events = post(accept_event).fallback(only_post).with_state(busy("/v1/events"));
-    let batches = post(accept_batch).fallback(only_post).with_state(busy("/v1/events/batch"));
+        .layer(layer);
     Router::new().route("/v1/events", events).route("/v1/events/batch", batches).merge(rest)
 }
 
@@ -51,12 +60,12 @@ async fn accept_batch(State(busy): State<Arc<Busy>>, request: Request) -> Respon
     busy.admission.run(&busy.counted, batch::accept(&busy.ingest, request)).await
 }
 
-async fn only_post(State(busy): State<Arc<Busy>>, method: Method) -> Response {
-    let refuse = async {
-        let detail = format!("{method} is not allowed here, POST is");
+/// A `405` that names the methods of the path.
+pub(crate) fn not_allowed(allow: &'static str) -> MethodRouter {
+    any(async move |method: Method| {
+        let detail = format!("{method} is not allowed here; allowed: {allow}");
         let mut response = Problem::from(Code::MethodNotAllowed).detail(detail).into_response();
-        response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("POST"));
+        response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(allow));
         response
-    };
-    busy.admission.run_other(&busy.counted, &method, refuse).await
+    })
 }

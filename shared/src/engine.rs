@@ -27,7 +27,7 @@ use crate::retry::Backoff;
 use crate::service::{Context, PROBE_INTERVAL};
 use crate::store::postgres::{self, PostgresConfig, PostgresStore};
 use crate::store::sqlite::{self, SqliteConfig, SqliteStore};
-use crate::store::{EventStore, KeyHash, KeyStore, StoreError};
+use crate::store::{EventQuery, EventStore, KeyHash, KeyStore, StoreError};
 
 /// What stands behind the ports of one process.
 #[derive(Clone)]
@@ -40,6 +40,8 @@ pub struct Engine {
     pub partitions: u32,
     /// Events and offsets.
     pub store: Arc<dyn EventStore>,
+    /// What was stored, for reading.
+    pub query: Arc<dyn EventQuery>,
     /// Clients and keys.
     pub keys: Arc<dyn KeyStore>,
     /// Idempotency locks and looked-up keys.
@@ -63,11 +65,13 @@ enum LogKind {
 #[error("{0}")]
 pub struct OpenError(pub String);
 
-/// The two ports to one database.
+/// The three ports to one database.
 #[derive(Clone)]
 pub struct Stores {
     /// Events and offsets.
     pub events: Arc<dyn EventStore>,
+    /// What was stored, for reading.
+    pub query: Arc<dyn EventQuery>,
     /// Clients and keys.
     pub keys: Arc<dyn KeyStore>,
 }
@@ -142,6 +146,7 @@ impl Engine {
             identity,
             partitions,
             store: stores.events,
+            query: stores.query,
             keys: stores.keys,
             cache,
             bus,
@@ -395,21 +400,25 @@ async fn open_stores(config: &Config) -> Result<Stores, Attempt> {
                 PostgresStore::open(PostgresConfig {
                     max_connections: config.store.max_connections,
                     retention_days: config.store.retention_days,
+                    query_connections: config.read.concurrent,
+                    query_timeout: config.read.timeout,
                     ..PostgresConfig::new(url)
                 })
                 .await?,
             );
-            Ok(Stores { events: store.clone(), keys: store })
+            Ok(Stores { events: store.clone(), query: store.clone(), keys: store })
         }
         StoreUrl::Sqlite(path) => {
             create_folder_of(&path).map_err(Attempt::Never)?;
             sqlite::migrate(&path).await?;
             let config = SqliteConfig {
                 retention_days: config.store.retention_days,
+                query_connections: config.read.concurrent,
+                query_timeout: config.read.timeout,
                 ..SqliteConfig::new(path)
             };
             let store = Arc::new(SqliteStore::open(config).await?);
-            Ok(Stores { events: store.clone(), keys: store })
+            Ok(Stores { events: store.clone(), query: store.clone(), keys: store })
         }
     }
 }

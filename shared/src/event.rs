@@ -137,12 +137,29 @@ pub(crate) fn push_json_string(out: &mut String, text: &str) {
 /// Appends a finite number the way JavaScript prints it: `21`, not `21.0`, so that a reader of the
 /// original system sees the same text.
 pub(crate) fn push_number(out: &mut String, value: f64) {
+    match whole(value) {
+        Some(whole) => out.push_str(itoa::Buffer::new().format(whole)),
+        None => out.push_str(ryu::Buffer::new().format_finite(value)),
+    }
+}
+
+/// The number as an integer, when it is one and every double near it is exact.
+fn whole(value: f64) -> Option<i64> {
     const EXACT_INTEGERS: f64 = 9_007_199_254_740_992.0; // 2^53
-    if value.fract() == 0.0 && value.abs() < EXACT_INTEGERS {
-        #[expect(clippy::cast_possible_truncation, reason = "whole and below 2^53")]
-        out.push_str(itoa::Buffer::new().format(value as i64));
-    } else {
-        out.push_str(ryu::Buffer::new().format_finite(value));
+    #[expect(clippy::cast_possible_truncation, reason = "whole and below 2^53")]
+    (value.fract() == 0.0 && value.abs() < EXACT_INTEGERS).then_some(value as i64)
+}
+
+/// A finite number in other JSON than an event's, written as it is there: `21`, not `21.0`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Number(pub f64);
+
+impl Serialize for Number {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match whole(self.0) {
+            Some(whole) => serializer.serialize_i64(whole),
+            None => serializer.serialize_f64(self.0),
+        }
     }
 }
 
@@ -170,6 +187,18 @@ mod tests {
              \"deviceId\":\"00000000-0000-0000-0000-000000000002\",\
              \"eventType\":\"temperature\",\"value\":21,\"timestamp\":1795194569018}"
         );
+    }
+
+    #[test]
+    fn a_number_reads_the_same_in_an_event_and_in_other_json() {
+        for value in [21.0, -0.0, 0.1 + 0.2, 1e300, 5e-324, 9_007_199_254_740_993.0, f64::MIN] {
+            let mut pushed = String::new();
+            push_number(&mut pushed, value);
+            let written = serde_json::to_string(&Number(value)).unwrap();
+            let back = |text: &str| serde_json::from_str::<f64>(text).unwrap();
+            assert_eq!((back(&pushed), back(&written)), (value, value), "{pushed} {written}");
+        }
+        assert_eq!(serde_json::to_string(&Number(21.0)).unwrap(), "21");
     }
 
     #[test]

@@ -48,6 +48,7 @@ pub enum Code {
     LogUnavailable,
     OutcomeUnknown,
     Unavailable,
+    QueryTimeout,
     Starting,
 }
 
@@ -127,6 +128,12 @@ impl Code {
             Self::Unavailable => {
                 (S::SERVICE_UNAVAILABLE, "unavailable", "Cannot answer right now", Some(2))
             }
+            Self::QueryTimeout => (
+                S::SERVICE_UNAVAILABLE,
+                "query_timeout",
+                "The query takes too long: ask for a shorter span or one device",
+                Some(5),
+            ),
             Self::Starting => {
                 (S::SERVICE_UNAVAILABLE, "starting", "Starting, not ready yet", Some(1))
             }

@@ -11,6 +11,8 @@ mod idempotency;
 mod limits;
 mod live;
 mod raw;
+mod read;
+mod read_trouble;
 mod redis;
 mod refusals;
 mod repeats;

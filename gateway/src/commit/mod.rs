@@ -17,7 +17,9 @@
 
 use std::sync::Arc;
 
-use pulsestream_shared::cache::{Fingerprint, LockKey};
+use pulsestream_shared::cache::memory::MemoryLocks;
+use pulsestream_shared::cache::{Fingerprint, LockKey, LockReply, LockRequest};
+use pulsestream_shared::clock;
 use pulsestream_shared::codec::Accepted;
 use pulsestream_shared::log::partition_of;
 use pulsestream_shared::problem::Code;
@@ -113,6 +115,7 @@ pub(crate) struct Committer {
     queue: mpsc::Sender<Waiting>,
     gates: Arc<[LaneGate]>,
     shares: Arc<Shares>,
+    local: Arc<MemoryLocks>,
     batches: Arc<BatchCommit>,
     /// Of batches at work; more are shed.
     places: Arc<Semaphore>,
@@ -121,6 +124,13 @@ pub(crate) struct Committer {
 }
 
 impl Committer {
+    /// True when this gateway holds the key's record by itself, because the cache was away.
+    pub(crate) fn remembers(&self, key: LockKey) -> bool {
+        let look = [LockRequest { key, record: None }];
+        let replies = self.local.lock(&look, clock::unix_ms());
+        matches!(replies[..], [LockReply::Held(_)])
+    }
+
     /// Hands over an attempt; its answer comes later.
     ///
     /// # Errors
@@ -178,7 +188,7 @@ pub(crate) fn start(context: &Context, metrics: Arc<GatewayMetrics>) -> Committe
     let stop = context.shutdown.stop.clone();
 
     let (settle_queue, settling) = mpsc::channel(SETTLE_QUEUE);
-    let local = Arc::new(pulsestream_shared::cache::memory::MemoryLocks::new(config.local_locks));
+    let local = Arc::new(MemoryLocks::new(config.local_locks));
     let settle = settle::Settle::new(context.engine.cache.clone(), local.clone(), metrics.clone());
     context.spawn("settle stage", settle.run(settling));
 
@@ -201,7 +211,7 @@ pub(crate) fn start(context: &Context, metrics: Arc<GatewayMetrics>) -> Committe
     let locks = Arc::new(locks::Locks {
         cache: context.engine.cache.clone(),
         breaker: breaker::CacheBreaker::default(),
-        local,
+        local: local.clone(),
         readiness: context.readiness.clone(),
         metrics: metrics.clone(),
         lease: config.lease,
@@ -227,5 +237,6 @@ pub(crate) fn start(context: &Context, metrics: Arc<GatewayMetrics>) -> Committe
     context.spawn("lock stage", stage.run(waiting, stop));
     let shares = Arc::new(Shares::new(gates.len(), config.max_in_flight));
     let places = Arc::new(Semaphore::new(config.max_batches));
-    Committer { queue, gates, shares, batches, places, tasks: context.tasks.clone(), metrics }
+    let tasks = context.tasks.clone();
+    Committer { queue, gates, shares, local, batches, places, tasks, metrics }
 }

@@ -40,6 +40,8 @@ pub struct Config {
     #[validate(nested)]
     pub limits: Limits,
     #[validate(nested)]
+    pub read: Read,
+    #[validate(nested)]
     pub consumer: Consumer,
     #[validate(nested)]
     pub live: Live,
@@ -163,6 +165,17 @@ section!(Limits {
     report_interval: Duration,
 });
 
+section!(Read {
+    #[serde(with = "span")]
+    timeout: Duration,
+    #[validate(range(min = 1, max = 100, message = "is 1 to 100"))]
+    concurrent: u32,
+    #[serde(with = "span")]
+    max_wait: Duration,
+    #[serde(with = "span")]
+    max_span: Duration,
+});
+
 section!(Consumer {
     #[validate(range(min = 1, max = 50_000, message = "is 1 to 50000"))]
     batch_records: usize,
@@ -243,6 +256,16 @@ impl Config {
             ingest.max_event_age <= DAY * self.store.retention_days.saturating_sub(2),
             "ingest.max_event_age",
             "must be at most store.retention_days - 2 days: older events have no place in the table",
+        );
+        require(
+            (Duration::from_millis(10)..=Duration::from_secs(60)).contains(&self.read.timeout),
+            "read.timeout",
+            "must be between 10ms and 60s",
+        );
+        require(
+            (DAY..=3_660 * DAY).contains(&self.read.max_span),
+            "read.max_span",
+            "must be between 1d and 3660d",
         );
         require(
             !self.server.dev || self.server.is_loopback(),

@@ -1,4 +1,5 @@
-//! The store: every event once, the place each partition was read up to, and the API keys.
+//! The store: every event once, the place each partition was read up to, and the API keys; [`query`]
+//! reads it back.
 //!
 //! Two engines stand behind the ports: [`postgres`] and [`sqlite`]. Both pass
 //! [`crate::testing::store`].
@@ -12,11 +13,13 @@ use uuid::Uuid;
 
 pub mod keys;
 pub mod postgres;
+pub mod query;
 mod schema;
 mod settle;
 pub mod sqlite;
 
 pub use keys::{CHANGES_AT_ONCE, KeyChange, KeyError, KeyHash, KeyRecord, KeyStore, NewKey, Scope};
+pub use query::{EventQuery, StoredEvent};
 
 use crate::event::{ClientId, Event, EventId};
 use crate::log::{LogError, Offset, Partition};

@@ -26,7 +26,7 @@ mod store;
 pub use bus::FaultBus;
 pub use cache::FaultCache;
 pub use log::{FaultIdentity, FaultLog};
-pub use store::{FaultKeyStore, FaultStore};
+pub use store::{FaultKeyStore, FaultQuery, FaultStore};
 
 /// The methods of all ports that can be told to fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -45,6 +45,11 @@ pub enum Method {
     Progress,
     Place,
     Maintain,
+    QueryEvents,
+    QueryEvent,
+    QueryDevices,
+    QueryDevice,
+    QuerySeries,
     FindKey,
     CreateKey,
     ListKeys,

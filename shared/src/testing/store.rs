@@ -1,14 +1,16 @@
 //! What every engine of the store must do, written once: `store_conformance!` makes a test of each rule.
 //!
 //! An engine gives a harness: a function that makes a [`Fixture`] on tables of its own, runs a rule on it
-//! and cleans up. The rules are in [`writing`], [`places`], [`keys`] and [`failing`]; [`Inspect`] lets
-//! them, and the end-to-end tests, compare the tables with what was sent. A second harness gives them
+//! and cleans up. The rules are in [`writing`], [`places`], [`keys`], [`failing`] and [`query`] (those
+//! have `query_conformance!`, to run behind a fault wrapper too); [`Inspect`] lets them, and the
+//! end-to-end tests, compare the tables with what was sent. A second harness gives the others
 //! [`Fixture::failing`]: the same tables through the fault wrapper.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a rule that is broken panics")]
 
 pub mod failing;
 pub mod keys;
 pub mod places;
+pub mod query;
 pub mod writing;
 
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -22,8 +24,8 @@ use crate::event::{ClientId, DeviceId, Event, EventId};
 use crate::log::{LogError, Offset, Partition};
 use crate::metadata::Metadata;
 use crate::store::{
-    DeadLetter, DeadLetterSink, EventStore, KeyStore, Progress, StoreBatch, StoreError, StoreRow,
-    Written,
+    DeadLetter, DeadLetterSink, EventQuery, EventStore, KeyStore, Progress, StoreBatch, StoreError,
+    StoreRow, StoredEvent, Written,
 };
 
 /// Makes one `#[tokio::test]` a rule, run by the harness that is named.
@@ -94,21 +96,6 @@ macro_rules! store_conformance {
     };
 }
 
-/// An event as the table holds it.
-#[derive(Debug, Clone, PartialEq)]
-#[expect(missing_docs, reason = "the columns of the table, under the names of the event")]
-pub struct StoredEvent {
-    pub client: ClientId,
-    pub id: EventId,
-    pub device: DeviceId,
-    pub event_type: String,
-    pub value: f64,
-    pub timestamp_ms: i64,
-    pub metadata: Option<String>,
-    pub received_at_us: i64,
-    pub pos: Offset,
-}
-
 /// A row of `dead_letters`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the columns of the table, under the names of the dead letter")]
@@ -160,6 +147,8 @@ impl<S: EventStore + KeyStore + Inspect> TestedStore for S {}
 pub struct Fixture {
     /// The store.
     pub store: Arc<dyn TestedStore>,
+    /// The same store, read.
+    pub query: Arc<dyn EventQuery>,
     /// Another process on the same tables.
     pub other: Arc<dyn TestedStore>,
     /// Makes a row such that this engine refuses its values, in several ways by number.

@@ -2,16 +2,14 @@
 
 use async_trait::async_trait;
 use sqlx::postgres::{PgConnectOptions, PgRow};
-use sqlx::types::time::OffsetDateTime;
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection, Row};
 use std::str::FromStr;
 
-use super::PostgresStore;
-use super::encode::{to_ms, to_us};
 use super::error::store_error;
-use crate::event::{ClientId, DeviceId, EventId};
-use crate::store::StoreError;
-use crate::testing::store::{BuriedRecord, Inspect, StoredEvent};
+use super::{PostgresStore, query};
+use crate::event::{ClientId, EventId};
+use crate::store::{StoreError, StoredEvent};
+use crate::testing::store::{BuriedRecord, Inspect};
 
 #[async_trait]
 impl Inspect for PostgresStore {
@@ -25,7 +23,7 @@ impl Inspect for PostgresStore {
 
     async fn stored_events(&self) -> Result<Vec<StoredEvent>, StoreError> {
         sqlx::query("select *, metadata::text as map from events order by client_id, id, ts")
-            .try_map(event)
+            .try_map(query::event)
             .fetch_all(&self.pool)
             .await
             .map_err(store_error)
@@ -43,20 +41,6 @@ impl Inspect for PostgresStore {
         let query = sqlx::query_scalar("select name from clients order by name");
         query.fetch_all(&self.pool).await.map_err(store_error)
     }
-}
-
-fn event(row: PgRow) -> Result<StoredEvent, sqlx::Error> {
-    Ok(StoredEvent {
-        client: ClientId(row.try_get("client_id")?),
-        id: EventId(row.try_get("id")?),
-        device: DeviceId(row.try_get("device_id")?),
-        event_type: row.try_get("event_type")?,
-        value: row.try_get("value")?,
-        timestamp_ms: to_ms(row.try_get::<OffsetDateTime, _>("ts")?),
-        metadata: row.try_get("map")?,
-        received_at_us: to_us(row.try_get::<OffsetDateTime, _>("received_at")?),
-        pos: row.try_get("pos")?,
-    })
 }
 
 fn buried(row: PgRow) -> Result<BuriedRecord, sqlx::Error> {

@@ -1,7 +1,7 @@
 //! The store on PostgreSQL 15 or newer.
 //!
 //! Here: connections, their settings and their end. `write` stores a batch, `progress` keeps the
-//! places of the partitions, `days` the partitions of the table, `keys` the keys.
+//! places of the partitions, `days` the partitions of the table, `keys` the keys, `query` reads back.
 //!
 //! Two rules hold for every call. It has an end: waiting for a connection, for a lock and for the answer
 //! are all bounded, so a database that hangs is [`StoreError::Transient`] and not a hang. And a
@@ -15,6 +15,7 @@ mod error;
 pub mod inspect;
 mod keys;
 mod progress;
+mod query;
 #[cfg(test)]
 mod tests;
 mod write;
@@ -63,6 +64,10 @@ pub struct PostgresConfig {
     pub statement_timeout: Duration,
     /// Longest call as a whole, judged by us: also ends what a dead server never answers.
     pub call_timeout: Duration,
+    /// Connections for queries at most, beside the others: reading takes none from writing.
+    pub query_connections: u32,
+    /// Longest statement of a query, judged by the server.
+    pub query_timeout: Duration,
 }
 
 impl PostgresConfig {
@@ -78,6 +83,8 @@ impl PostgresConfig {
             idle_in_transaction_timeout: Duration::from_secs(10),
             statement_timeout: Duration::from_secs(30),
             call_timeout: Duration::from_secs(40),
+            query_connections: 4,
+            query_timeout: Duration::from_secs(5),
         }
     }
 
@@ -112,6 +119,7 @@ fn parse(url: &str) -> Result<PgConnectOptions, StoreError> {
 /// The store on PostgreSQL. Cheap to share: one pool, no lock held across a call.
 pub struct PostgresStore {
     pool: PgPool,
+    queries: PgPool,
     config: PostgresConfig,
     days: KnownDays,
 }
@@ -127,7 +135,8 @@ impl PostgresStore {
             .max_connections(config.max_connections)
             .acquire_timeout(config.acquire_timeout)
             .connect_lazy_with(config.connect_options()?);
-        let store = Self { pool, config, days: KnownDays::default() };
+        let queries = query::pool(&config)?;
+        let store = Self { pool, queries, config, days: KnownDays::default() };
         store.check_schema().await?;
         Ok(store)
     }
@@ -135,6 +144,7 @@ impl PostgresStore {
     /// Closes the connections; calls under way end first.
     pub async fn close(&self) {
         self.pool.close().await;
+        self.queries.close().await;
     }
 
     async fn check_schema(&self) -> Result<(), StoreError> {

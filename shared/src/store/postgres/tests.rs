@@ -9,11 +9,13 @@ use futures_util::FutureExt;
 use super::inspect::ScratchDatabase;
 use super::*;
 use crate::metadata::Metadata;
-use crate::store::StoreRow;
+use crate::store::query::QueryError;
+use crate::store::{EventQuery as _, StoreRow};
 use crate::testing::services::database_url;
 use crate::testing::store::{Copies, Fixture, NOW_MS, RETENTION_DAYS, batch, place, rows, stored};
 
 crate::store_conformance!(conforms);
+crate::query_conformance!(conforms);
 
 /// The same suite through the fault wrapper.
 mod failing {
@@ -36,7 +38,9 @@ where
     on_scratch(async |scratch: &ScratchDatabase| {
         let store = Arc::new(open(scratch).await);
         let other = Arc::new(open(scratch).await);
-        rule(Fixture { store: store.clone(), other: other.clone(), poison }).await;
+        let fixture =
+            Fixture { store: store.clone(), query: store.clone(), other: other.clone(), poison };
+        rule(fixture).await;
         store.close().await;
         other.close().await;
     })
@@ -250,4 +254,55 @@ async fn a_detach_that_was_interrupted_is_finished() {
         store.close().await;
     })
     .await;
+}
+
+#[tokio::test]
+async fn a_query_whose_time_is_over_is_ended_and_writers_keep_their_connections() {
+    on_scratch(async |scratch| {
+        let hasty = PostgresConfig {
+            max_connections: 1,
+            query_connections: 1,
+            query_timeout: Duration::from_millis(100),
+            ..config(scratch)
+        };
+        let store = PostgresStore::open(hasty).await.unwrap();
+        let client = crate::event::ClientId(1);
+        let device = crate::event::DeviceId(uuid::Uuid::from_u128(7));
+        let mut lock = store.pool.begin().await.unwrap();
+        sqlx::query("lock table events in access exclusive mode")
+            .execute(&mut *lock)
+            .await
+            .unwrap();
+        let started = Instant::now();
+        let error = store.device(client, device, 0).await.unwrap_err();
+        assert!(matches!(error, QueryError::TooSlow), "{error}");
+        assert!(started.elapsed() < Duration::from_secs(1), "{:?}", started.elapsed());
+        lock.rollback().await.unwrap();
+        assert_eq!(store.device(client, device, 0).await.unwrap(), None);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_query_on_a_server_that_is_gone_fails_soon() {
+    on_scratch(async |scratch| {
+        let proxy = crate::testing::proxy::TcpProxy::start(address(&scratch.url)).await.unwrap();
+        let mut url = url::Url::parse(&scratch.url).unwrap();
+        url.set_port(Some(proxy.addr().port())).unwrap();
+        url.set_host(Some("127.0.0.1")).unwrap();
+        let through_proxy = PostgresConfig { url: url.into(), ..config(scratch) };
+        let store = PostgresStore::open(through_proxy).await.unwrap();
+        proxy.kill();
+        let started = Instant::now();
+        let id = crate::event::EventId(uuid::Uuid::from_u128(1));
+        let error = store.event(crate::event::ClientId(1), id).await.unwrap_err();
+        assert!(matches!(error, QueryError::Store(StoreError::Transient(_))), "{error}");
+        assert!(started.elapsed() < Duration::from_secs(3), "{:?}", started.elapsed());
+    })
+    .await;
+}
+
+fn address(url: &str) -> String {
+    let url = url::Url::parse(url).unwrap();
+    format!("{}:{}", url.host_str().unwrap(), url.port().unwrap_or(5432))
 }

@@ -4,11 +4,11 @@ use async_trait::async_trait;
 use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
 
-use super::SqliteStore;
 use super::error::store_error;
-use crate::event::{ClientId, DeviceId, EventId};
-use crate::store::StoreError;
-use crate::testing::store::{BuriedRecord, Inspect, StoredEvent};
+use super::{SqliteStore, query};
+use crate::event::{ClientId, EventId};
+use crate::store::{StoreError, StoredEvent};
+use crate::testing::store::{BuriedRecord, Inspect};
 
 #[async_trait]
 impl Inspect for SqliteStore {
@@ -18,8 +18,8 @@ impl Inspect for SqliteStore {
     }
 
     async fn stored_events(&self) -> Result<Vec<StoredEvent>, StoreError> {
-        let query = sqlx::query("select * from events order by client_id, id, ts");
-        query.try_map(event).fetch_all(&self.reader).await.map_err(store_error)
+        let all = sqlx::query("select * from events order by client_id, id, ts");
+        all.try_map(query::event).fetch_all(&self.reader).await.map_err(store_error)
     }
 
     async fn buried_records(&self) -> Result<Vec<BuriedRecord>, StoreError> {
@@ -31,20 +31,6 @@ impl Inspect for SqliteStore {
         let query = sqlx::query_scalar("select name from clients order by name");
         query.fetch_all(&self.reader).await.map_err(store_error)
     }
-}
-
-fn event(row: SqliteRow) -> Result<StoredEvent, sqlx::Error> {
-    Ok(StoredEvent {
-        client: ClientId(row.try_get("client_id")?),
-        id: EventId(row.try_get("id")?),
-        device: DeviceId(row.try_get("device_id")?),
-        event_type: row.try_get("event_type")?,
-        value: row.try_get("value")?,
-        timestamp_ms: row.try_get::<i64, _>("ts")?.div_euclid(1_000),
-        metadata: row.try_get("metadata")?,
-        received_at_us: row.try_get("received_at")?,
-        pos: row.try_get("pos")?,
-    })
 }
 
 fn buried(row: SqliteRow) -> Result<BuriedRecord, sqlx::Error> {

@@ -1,7 +1,7 @@
 //! The store in one SQLite file.
 //!
 //! Here: the file, its connections and their settings. `write` stores a batch, `progress` keeps the
-//! places of the partitions and the days, `keys` the keys.
+//! places of the partitions and the days, `keys` the keys, `query` reads back.
 //!
 //! WAL, so that reading and writing do not wait for each other, and `synchronous=FULL`, so that a commit
 //! is on the disk. One connection writes: SQLite has one writer anyway, and waiting in our own queue is
@@ -12,6 +12,7 @@ mod error;
 pub mod inspect;
 mod keys;
 mod progress;
+mod query;
 mod rows;
 #[cfg(test)]
 mod tests;
@@ -47,6 +48,10 @@ pub struct SqliteConfig {
     pub busy_timeout: Duration,
     /// Longest call as a whole.
     pub call_timeout: Duration,
+    /// Connections for queries, beside the readers.
+    pub query_connections: u32,
+    /// Longest statement of a query.
+    pub query_timeout: Duration,
 }
 
 impl SqliteConfig {
@@ -58,6 +63,8 @@ impl SqliteConfig {
             retention_days: 14,
             busy_timeout: Duration::from_secs(5),
             call_timeout: Duration::from_secs(30),
+            query_connections: 4,
+            query_timeout: Duration::from_secs(5),
         }
     }
 }
@@ -76,6 +83,7 @@ fn connect_options(path: &Path, busy_timeout: Duration) -> SqliteConnectOptions 
 /// The store in one SQLite file. Cheap to share.
 pub struct SqliteStore {
     reader: SqlitePool,
+    queries: SqlitePool,
     writer: SqlitePool,
     /// One connection for looks at what changed, which must not wait behind other readers.
     watcher: SqlitePool,
@@ -105,6 +113,7 @@ impl SqliteStore {
         let reader = options.clone().pragma("query_only", "on");
         let store = Self {
             watcher: pool(1).connect_lazy_with(reader.clone()),
+            queries: pool(config.query_connections).connect_lazy_with(reader.clone()),
             reader: pool(config.readers).connect_lazy_with(reader),
             writer: pool(1).connect_lazy_with(options),
             config,
@@ -117,6 +126,7 @@ impl SqliteStore {
     pub async fn close(&self) {
         self.watcher.close().await;
         self.reader.close().await;
+        self.queries.close().await;
         self.writer.close().await;
     }
 

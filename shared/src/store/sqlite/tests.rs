@@ -3,10 +3,12 @@
 use std::sync::Arc;
 
 use super::*;
-use crate::store::StoreRow;
+use crate::store::query::QueryError;
+use crate::store::{EventQuery as _, StoreRow};
 use crate::testing::store::{Copies, Fixture, RETENTION_DAYS, batch, place, rows, stored};
 
 crate::store_conformance!(conforms);
+crate::query_conformance!(conforms);
 
 /// The same suite through the fault wrapper.
 mod failing {
@@ -31,9 +33,26 @@ where
     migrate(&path).await.unwrap();
     let store = Arc::new(open(&path).await);
     let other = Arc::new(open(&path).await);
-    rule(Fixture { store: store.clone(), other: other.clone(), poison }).await;
+    let fixture =
+        Fixture { store: store.clone(), query: store.clone(), other: other.clone(), poison };
+    rule(fixture).await;
     store.close().await;
     other.close().await;
+}
+
+mod behind_the_fault_wrapper {
+    use super::*;
+    use crate::testing::faults::{FaultQuery, Faults};
+
+    crate::query_conformance!(wrapped);
+
+    async fn wrapped<F: Future<Output = ()>>(rule: impl FnOnce(Fixture) -> F) {
+        conforms(|fixture| {
+            let query = Arc::new(FaultQuery::new(fixture.query.clone(), Faults::default()));
+            rule(Fixture { query, ..fixture })
+        })
+        .await;
+    }
 }
 
 fn config(path: &Path) -> SqliteConfig {
@@ -120,4 +139,25 @@ async fn what_was_committed_is_there_after_the_file_is_opened_again() {
     let store = open(&path).await;
     assert_eq!(store.progress("g").await.unwrap(), [place(0, 3)]);
     assert_eq!(store.write(&one, &Copies::default()).await.unwrap(), crate::store::Written::Fenced);
+}
+
+#[tokio::test]
+async fn a_query_whose_time_is_over_is_ended_and_the_next_one_answered() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("store.db");
+    migrate(&path).await.unwrap();
+    let writer = open(&path).await;
+    writer.place("g", None, place(0, 0)).await.unwrap();
+    let many = StoreBatch { group: "g", ..batch(0, 20_000, rows(0, 1..=20_000)) };
+    writer.write(&many, &Copies::default()).await.unwrap();
+
+    let hasty = SqliteConfig { query_timeout: Duration::ZERO, ..config(&path) };
+    let hasty = SqliteStore::open(hasty).await.unwrap();
+    let series = crate::testing::store::query::series(1_000);
+    for _ in 0..hasty.config.query_connections + 1 {
+        let error = hasty.series(&series).await.unwrap_err();
+        assert!(matches!(error, QueryError::TooSlow), "{error}");
+    }
+    let id = crate::event::EventId(uuid::Uuid::from_u128(1));
+    assert!(hasty.event(crate::event::ClientId(1), id).await.unwrap().is_some());
 }

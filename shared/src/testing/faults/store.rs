@@ -1,4 +1,4 @@
-//! The store and the keys under a script. A failed call is always
+//! The store, its queries and the keys under a script. A failed call is always
 //! [`StoreError::Transient`]: use [`Fault::Run`](super::Fault::Run) to do anything worse first.
 
 use std::sync::Arc;
@@ -6,11 +6,14 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 use super::{Faults, Method, Struck};
-use crate::event::ClientId;
+use crate::event::{ClientId, DeviceId, EventId};
 use crate::store::keys::KeyError;
+use crate::store::query::{
+    Bucket, DeviceState, EventsQuery, Found, Page, QueryError, SeriesQuery, SortKey,
+};
 use crate::store::{
-    DeadLetterSink, EventStore, KeyChange, KeyHash, KeyRecord, KeyStore, Maintenance, NewKey,
-    Progress, StoreBatch, StoreError, Written,
+    DeadLetterSink, EventQuery, EventStore, KeyChange, KeyHash, KeyRecord, KeyStore, Maintenance,
+    NewKey, Progress, StoreBatch, StoreError, StoredEvent, Written,
 };
 
 /// [`EventStore`] that fails as told.
@@ -56,6 +59,59 @@ impl EventStore for FaultStore {
 
     async fn maintain(&self, now_ms: i64) -> Result<Maintenance, StoreError> {
         self.faults.around(Method::Maintain, self.inner.maintain(now_ms), fail).await
+    }
+}
+
+/// [`EventQuery`] that fails as told.
+pub struct FaultQuery {
+    inner: Arc<dyn EventQuery>,
+    faults: Faults,
+}
+
+impl FaultQuery {
+    /// Wraps a store's queries.
+    pub fn new(inner: Arc<dyn EventQuery>, faults: Faults) -> Self {
+        Self { inner, faults }
+    }
+}
+
+fn fail_query<T>(struck: Struck) -> Result<T, QueryError> {
+    Err(StoreError::Transient(struck.text()).into())
+}
+
+#[async_trait]
+impl EventQuery for FaultQuery {
+    async fn events(&self, query: &EventsQuery) -> Result<Page<StoredEvent, SortKey>, QueryError> {
+        self.faults.around(Method::QueryEvents, self.inner.events(query), fail_query).await
+    }
+
+    async fn event(&self, client: ClientId, id: EventId) -> Result<Option<Found>, QueryError> {
+        self.faults.around(Method::QueryEvent, self.inner.event(client, id), fail_query).await
+    }
+
+    async fn devices(
+        &self,
+        client: ClientId,
+        since_ms: i64,
+        after: Option<DeviceId>,
+        limit: usize,
+    ) -> Result<Page<DeviceState, DeviceId>, QueryError> {
+        let call = self.inner.devices(client, since_ms, after, limit);
+        self.faults.around(Method::QueryDevices, call, fail_query).await
+    }
+
+    async fn device(
+        &self,
+        client: ClientId,
+        device: DeviceId,
+        since_ms: i64,
+    ) -> Result<Option<DeviceState>, QueryError> {
+        let call = self.inner.device(client, device, since_ms);
+        self.faults.around(Method::QueryDevice, call, fail_query).await
+    }
+
+    async fn series(&self, query: &SeriesQuery) -> Result<Vec<Bucket>, QueryError> {
+        self.faults.around(Method::QuerySeries, self.inner.series(query), fail_query).await
     }
 }
 

@@ -40,8 +40,8 @@ impl Fixture {
     /// The same tables, each call of both ports failing first.
     #[must_use]
     pub fn failing(self) -> Self {
-        let Self { store, other, poison } = self;
-        Self { store: Failing::over(store), other: Failing::over(other), poison }
+        let Self { store, other, poison, query } = self;
+        Self { store: Failing::over(store), other: Failing::over(other), poison, query }
     }
 }
 

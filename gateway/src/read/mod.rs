@@ -1,0 +1,194 @@
+//! The read API: what was stored, over HTTP. One file a resource: [`events`], [`event`], [`devices`],
+//! [`series`]; [`params`] reads query strings, [`span`] times, [`cursor`] is the place in a list.
+//!
+//! Every route asks in the same order: the key (scope `events:read`), every parameter, then the store
+//! through [`Read::ask`]. The client is always the key's and never comes from the request, so nothing a
+//! request holds can lead to another tenant's data.
+//!
+//! Reading is bounded apart from writing: [`Turns`] lets few queries run and few wait, so that readers
+//! can neither take the gateway's places nor load the database beyond `read.concurrent`.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::http::{HeaderMap, HeaderValue, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{MethodRouter, get};
+use pulsestream_shared::auth::Keyring;
+use pulsestream_shared::cache::Cache;
+use pulsestream_shared::config::Config;
+use pulsestream_shared::event::ClientId;
+use pulsestream_shared::problem::{Code, Problem};
+use pulsestream_shared::store::query::QueryError;
+use pulsestream_shared::store::{EventQuery, Scope, StoreError};
+use serde::Serialize;
+use tokio::sync::{Semaphore, SemaphorePermit};
+
+use crate::commit::Committer;
+use crate::metrics::GatewayMetrics;
+use crate::router::not_allowed;
+
+mod cursor;
+mod devices;
+mod event;
+mod events;
+mod params;
+mod series;
+mod span;
+
+pub(crate) use self::span::Bounds;
+
+/// What the routes need.
+pub(crate) struct Read {
+    pub(crate) keyring: Arc<Keyring>,
+    pub(crate) query: Arc<dyn EventQuery>,
+    pub(crate) cache: Arc<dyn Cache>,
+    pub(crate) committer: Committer,
+    pub(crate) metrics: Arc<GatewayMetrics>,
+    pub(crate) bounds: Bounds,
+    pub(crate) turns: Turns,
+}
+
+/// `GET /v1/events`, for the router to join with the `POST` of the same path.
+pub(crate) fn get_events(read: Arc<Read>) -> MethodRouter {
+    get(events::list).with_state(read)
+}
+
+/// Every other route.
+pub(crate) fn routes(read: Arc<Read>) -> Router {
+    let get_alone =
+        |route: MethodRouter<Arc<Read>>| route.fallback_service(not_allowed("GET, HEAD"));
+    Router::new()
+        .route("/v1/events/{id}", get_alone(get(event::one)))
+        .route("/v1/devices", get_alone(get(devices::list)))
+        .route("/v1/devices/{id}", get_alone(get(devices::one)))
+        .route("/v1/series", get_alone(get(series::list)))
+        .with_state(read)
+}
+
+impl Read {
+    /// Whose data is read.
+    async fn client(&self, headers: &HeaderMap) -> Result<ClientId, Problem> {
+        Ok(self.keyring.authorize(headers, Scope::EventsRead).await?.client)
+    }
+
+    /// Asks the store, when it is this query's turn.
+    async fn ask<T>(
+        &self,
+        question: impl Future<Output = Result<T, QueryError>>,
+    ) -> Result<T, Problem> {
+        let (result, answer) = match self.turns.wait().await {
+            None => ("shed", Err(Code::Overloaded.into())),
+            Some(_turn) => match question.await {
+                Ok(answer) => ("answered", Ok(answer)),
+                Err(QueryError::TooSlow) => ("too_slow", Err(Code::QueryTimeout.into())),
+                Err(QueryError::Store(error)) => {
+                    tell(&error);
+                    ("unavailable", Err(Code::Unavailable.into()))
+                }
+            },
+        };
+        self.metrics.read_queries.with_label_values(&[result]).inc();
+        answer
+    }
+}
+
+fn tell(error: &StoreError) {
+    if error.is_retryable() {
+        tracing::warn!(%error, "a query was not answered");
+    } else {
+        tracing::error!(%error, "queries cannot be answered");
+    }
+}
+
+/// Whose turn it is to ask the store.
+pub(crate) struct Turns {
+    running: Semaphore,
+    waiting: Semaphore,
+    max_wait: Duration,
+}
+
+/// Queries that may wait for each one that may run; more are turned away at once.
+const WAITING_PER_RUNNING: usize = 8;
+
+impl Turns {
+    pub(crate) fn new(config: &Config) -> Self {
+        let concurrent = usize::try_from(config.read.concurrent).unwrap_or(1);
+        Self {
+            running: Semaphore::new(concurrent),
+            waiting: Semaphore::new(concurrent * WAITING_PER_RUNNING),
+            max_wait: config.read.max_wait,
+        }
+    }
+
+    /// `None` when too many wait, or this one has waited too long.
+    async fn wait(&self) -> Option<SemaphorePermit<'_>> {
+        let _place = self.waiting.try_acquire().ok()?;
+        let turn = tokio::time::timeout(self.max_wait, self.running.acquire()).await;
+        turn.ok()?.ok()
+    }
+}
+
+/// A `200` with JSON, which no cache on the way may keep: it is one tenant's.
+fn ok(body: &impl Serialize) -> Result<Response, Problem> {
+    let json = serde_json::to_vec(body).map_err(|error| {
+        tracing::error!(%error, "an answer cannot be written");
+        Code::Unavailable
+    })?;
+    let headers = [
+        (header::CONTENT_TYPE, HeaderValue::from_static("application/json")),
+        (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
+    ];
+    Ok((headers, json).into_response())
+}
+
+/// `{"data":…}`
+#[derive(Serialize)]
+struct Data<T> {
+    data: T,
+}
+
+/// `{"data":[…],"nextCursor":…}`
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct List<T> {
+    data: Vec<T>,
+    next_cursor: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::Instant;
+
+    use super::*;
+
+    const WAIT: Duration = Duration::from_millis(50);
+
+    fn one_at_a_time() -> Turns {
+        Turns { running: Semaphore::new(1), waiting: Semaphore::new(1), max_wait: WAIT }
+    }
+
+    #[tokio::test]
+    async fn a_query_waits_for_its_turn_a_while_and_no_longer() {
+        let turns = one_at_a_time();
+        let first = turns.wait().await.expect("the first runs");
+        let started = Instant::now();
+        assert!(turns.wait().await.is_none());
+        assert!(started.elapsed() >= WAIT);
+        let (second, ()) = tokio::join!(turns.wait(), async { drop(first) });
+        assert!(second.is_some());
+    }
+
+    #[tokio::test]
+    async fn beyond_the_waiting_room_queries_are_turned_away_at_once() {
+        let turns = one_at_a_time();
+        let first = turns.wait().await.expect("the first runs");
+        let late = async {
+            assert!(turns.wait().await.is_none(), "one waits already");
+            drop(first);
+        };
+        let (second, ()) = tokio::join!(turns.wait(), late);
+        assert!(second.is_some(), "the one that waited runs");
+    }
+}
