@@ -7,7 +7,6 @@
 //! not count. Latency here is from the actual send: a closed loop has no schedule to be late against.
 
 use std::collections::BTreeMap;
-use std::io::Write as _;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -47,6 +46,8 @@ pub struct Options {
     pub rounds: usize,
     /// How many different devices the events are from.
     pub devices: usize,
+    /// Events of one request: 1 goes to `/v1/events`, more to `/v1/events/batch`.
+    pub batch: usize,
 }
 
 /// One server and the processes that work for it.
@@ -63,6 +64,8 @@ pub struct Side {
 pub struct Report {
     /// Connections used.
     pub connections: usize,
+    /// Events of one request.
+    pub batch: usize,
     /// Median requests answered per second.
     pub req_per_s: f64,
     /// Median CPU microseconds per request, over all named processes.
@@ -143,10 +146,10 @@ pub async fn run(options: Options) -> Result<Report> {
         };
         rounds.push(Round { subject, baseline });
     }
-    Ok(summarise(options.connections, rounds))
+    Ok(summarise(&options, rounds))
 }
 
-fn summarise(connections: usize, rounds: Vec<Round>) -> Report {
+fn summarise(options: &Options, rounds: Vec<Round>) -> Report {
     let of = |value: &dyn Fn(&Round) -> Option<f64>| median(rounds.iter().filter_map(value));
     let baseline = rounds.iter().any(|round| round.baseline.is_some()).then(|| Comparison {
         req_per_s: of(&|round| Some(round.baseline.as_ref()?.req_per_s)).unwrap_or_default(),
@@ -160,7 +163,8 @@ fn summarise(connections: usize, rounds: Vec<Round>) -> Report {
         }),
     });
     Report {
-        connections,
+        connections: options.connections,
+        batch: options.batch,
         req_per_s: of(&|round| Some(round.subject.req_per_s)).unwrap_or_default(),
         cpu_us_per_request: of(&|round| Some(round.subject.cpu_us())).unwrap_or_default(),
         baseline,
@@ -178,7 +182,7 @@ fn median(values: impl Iterator<Item = f64>) -> Option<f64> {
 async fn turn(options: &Options, side: &Side, duration: Duration) -> Result<Turn> {
     let origin = Origin::parse(&side.url)?;
     let devices: Arc<[Uuid]> = crate::ingest::device_ids(0, options.devices).into();
-    let template = Template::new(&origin, &options.key);
+    let template = Template::new(&origin, &options.key, options.batch);
     let count = Arc::new(Mutex::new(Count::default()));
     let before = cpu_times(&side.pids)?;
     let own_before = cpu_time(std::process::id())?;
@@ -262,7 +266,8 @@ impl Worker {
             None => connection.insert(Connection::open(&self.origin).await?),
         };
         let key = uuid::Builder::from_random_bytes(self.rng.random()).into_uuid();
-        let device = self.devices[self.rng.random_range(0..self.devices.len())];
+        let devices = &self.devices;
+        let device = || devices[self.rng.random_range(0..devices.len())];
         self.template.patch(key, device, unix_ms());
         let answer = open.exchange(&self.template.bytes).await?;
         if answer.close {
@@ -272,46 +277,58 @@ impl Worker {
     }
 }
 
-/// A whole request whose key, device and timestamp are overwritten in place.
+/// A whole request whose key, devices and timestamps are overwritten in place.
 #[derive(Debug, Clone)]
 struct Template {
     bytes: Vec<u8>,
     key: Range<usize>,
+    events: Vec<EventPlaces>,
+}
+
+#[derive(Debug, Clone)]
+struct EventPlaces {
     device: Range<usize>,
     timestamp: Range<usize>,
 }
 
 impl Template {
-    fn new(origin: &Origin, api_key: &str) -> Self {
+    fn new(origin: &Origin, api_key: &str, batch: usize) -> Self {
         const UUID: &str = "00000000-0000-4000-8000-000000000000";
         const MILLIS: &str = "1700000000000";
-        let mut bytes = format!(
-            "POST {}/v1/events HTTP/1.1\r\nhost: {}\r\nx-api-key: {api_key}\r\n\
+        const BEFORE_DEVICE: &str = r#"{"deviceId":""#;
+        const BEFORE_TIMESTAMP: &str = r#"","eventType":"temperature","value":21.5,"timestamp":"#;
+        let event = [BEFORE_DEVICE, UUID, BEFORE_TIMESTAMP, MILLIS, "}"].concat();
+        let (path, body) = match batch {
+            1 => ("/v1/events", event.clone()),
+            _ => ("/v1/events/batch", format!("[{}]", vec![event.as_str(); batch].join(","))),
+        };
+        let head = format!(
+            "POST {}{path} HTTP/1.1\r\nhost: {}\r\nx-api-key: {api_key}\r\n\
              content-type: application/json\r\nidempotency-key: ",
             origin.path, origin.authority
         );
-        let mut put = |text: &str| {
-            bytes.push_str(text);
-            bytes.len() - text.len()..bytes.len()
-        };
-        let body_bytes = r#"{"deviceId":"","eventType":"temperature","value":21.5,"timestamp":}"#
-            .len()
-            + UUID.len()
-            + MILLIS.len();
-        let key = put(UUID);
-        put(&format!("\r\ncontent-length: {body_bytes}\r\n\r\n{{\"deviceId\":\""));
-        let device = put(UUID);
-        put(r#"","eventType":"temperature","value":21.5,"timestamp":"#);
-        let timestamp = put(MILLIS);
-        put("}");
-        Self { bytes: bytes.into_bytes(), key, device, timestamp }
+        let length = format!("\r\ncontent-length: {}\r\n\r\n", body.len());
+        let body_start = head.len() + UUID.len() + length.len() + usize::from(batch > 1);
+        let events = (0..batch).map(|index| {
+            let device = body_start + index * (event.len() + 1) + BEFORE_DEVICE.len();
+            let timestamp = device + UUID.len() + BEFORE_TIMESTAMP.len();
+            EventPlaces {
+                device: device..device + UUID.len(),
+                timestamp: timestamp..timestamp + MILLIS.len(),
+            }
+        });
+        let key = head.len()..head.len() + UUID.len();
+        let events = events.collect();
+        Self { bytes: [head.as_str(), UUID, &length, &body].concat().into_bytes(), key, events }
     }
 
-    fn patch(&mut self, key: Uuid, device: Uuid, now_ms: u64) {
+    fn patch(&mut self, key: Uuid, mut device: impl FnMut() -> Uuid, now_ms: u64) {
         key.hyphenated().encode_lower(&mut self.bytes[self.key.clone()]);
-        device.hyphenated().encode_lower(&mut self.bytes[self.device.clone()]);
-        let mut timestamp = &mut self.bytes[self.timestamp.clone()];
-        write!(timestamp, "{now_ms:013}").expect("13 digits until the year 2286");
+        let now = format!("{now_ms:013}");
+        for places in &self.events {
+            device().hyphenated().encode_lower(&mut self.bytes[places.device.clone()]);
+            self.bytes[places.timestamp.clone()].copy_from_slice(now.as_bytes());
+        }
     }
 }
 
@@ -322,16 +339,27 @@ mod tests {
     #[test]
     fn a_patched_request_says_its_true_length_and_carries_what_was_patched_in() {
         let origin = Origin::parse("http://127.0.0.1:3000").unwrap();
-        let mut template = Template::new(&origin, "secret");
-        let [key, device] = [5, 6].map(Uuid::from_u128);
-        template.patch(key, device, 1_700_000_000_123);
-        let text = String::from_utf8(template.bytes).unwrap();
-        let (head, body) = text.split_once("\r\n\r\n").unwrap();
-        assert!(head.contains(&format!("idempotency-key: {key}\r\n")));
-        assert!(head.ends_with(&format!("content-length: {}", body.len())));
-        let body: serde_json::Value = serde_json::from_str(body).unwrap();
-        assert_eq!(body["deviceId"], device.to_string());
-        assert_eq!(body["timestamp"], 1_700_000_000_123_u64);
+        for batch in [1, 2, 10] {
+            let mut template = Template::new(&origin, "secret", batch);
+            let key = Uuid::from_u128(5);
+            let mut next = 5;
+            let device = || {
+                next += 1;
+                Uuid::from_u128(next)
+            };
+            template.patch(key, device, 1_700_000_000_123);
+            let text = String::from_utf8(template.bytes).unwrap();
+            let (head, body) = text.split_once("\r\n\r\n").unwrap();
+            assert!(head.contains(&format!("idempotency-key: {key}\r\n")));
+            assert!(head.ends_with(&format!("content-length: {}", body.len())));
+            let body: serde_json::Value = serde_json::from_str(body).unwrap();
+            let events = body.as_array().cloned().unwrap_or_else(|| vec![body]);
+            assert_eq!(events.len(), batch);
+            for (event, device) in events.iter().zip(6..) {
+                assert_eq!(event["deviceId"], Uuid::from_u128(device).to_string());
+                assert_eq!(event["timestamp"], 1_700_000_000_123_u64);
+            }
+        }
     }
 
     #[test]

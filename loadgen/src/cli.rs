@@ -226,6 +226,9 @@ pub(crate) struct BenchArgs {
     /// How many devices the events are from
     #[arg(long, default_value_t = 1_000, value_parser = count)]
     devices: usize,
+    /// Events of one request; more than 1 go to /v1/events/batch
+    #[arg(long, default_value_t = 1, value_parser = count)]
+    batch: usize,
 }
 
 impl BenchArgs {
@@ -239,6 +242,7 @@ impl BenchArgs {
             duration: self.duration,
             rounds: self.rounds,
             devices: self.devices,
+            batch: self.batch,
         })
     }
 }
