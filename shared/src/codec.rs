@@ -18,7 +18,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use crate::event::{ClientId, DEVICE_ID_RANGE, DeviceId, EVENT_TYPE_CHARS, Event, EventId};
-use crate::log::{Headers, NewRecord, Record, partition_of};
+use crate::log::{Headers, HeadersBuilder, NewRecord, Record, partition_of};
 use crate::metadata::{Metadata, has_nul};
 
 /// An event the pipeline took responsibility for.
@@ -49,25 +49,33 @@ pub struct Malformed {
 
 /// Builds the record of an event, for a topic of `partitions` partitions.
 pub fn encode(accepted: &Accepted, partitions: u32) -> NewRecord {
-    let value = Bytes::from(accepted.event.to_json());
-    let key = value.slice(DEVICE_ID_RANGE);
-    let mut number = itoa::Buffer::new();
-    let mut headers =
-        Headers::builder().with("client", number.format(accepted.client.0).as_bytes());
-    headers = headers.with("received-at", number.format(accepted.received_at_us).as_bytes());
-    if accepted.unsure {
-        headers = headers.with("unsure", b"1");
-    }
-    if accepted.replay {
+    let Accepted { event, client, received_at_us, unsure, replay } = accepted;
+    let mut headers = headers(*client, *received_at_us, *unsure);
+    if *replay {
         headers = headers.with("replay", b"1");
     }
-    NewRecord {
-        partition: partition_of(&key, partitions),
-        key: Some(key),
-        value,
-        headers: headers.build(),
-        outcomes: Vec::new(),
-    }
+    record(event, headers.build(), partitions)
+}
+
+/// The headers of events that were accepted together; cheap to clone.
+pub fn shared_headers(client: ClientId, received_at_us: i64, unsure: bool) -> Headers {
+    headers(client, received_at_us, unsure).build()
+}
+
+/// Builds the record of an event under headers it shares with others.
+pub fn record(event: &Event, headers: Headers, partitions: u32) -> NewRecord {
+    let value = Bytes::from(event.to_json());
+    let key = value.slice(DEVICE_ID_RANGE);
+    let partition = partition_of(&key, partitions);
+    NewRecord { partition, key: Some(key), value, headers, outcomes: Vec::new() }
+}
+
+fn headers(client: ClientId, received_at_us: i64, unsure: bool) -> HeadersBuilder {
+    let mut number = itoa::Buffer::new();
+    let headers = Headers::builder()
+        .with("client", number.format(client.0).as_bytes())
+        .with("received-at", number.format(received_at_us).as_bytes());
+    if unsure { headers.with("unsure", b"1") } else { headers }
 }
 
 /// Reads an event back from its record.
@@ -168,7 +176,7 @@ mod tests {
 
     use super::*;
 
-    fn record(new: NewRecord) -> Record {
+    fn logged(new: NewRecord) -> Record {
         Record {
             partition: new.partition,
             offset: 0,
@@ -204,7 +212,7 @@ mod tests {
     proptest! {
         #[test]
         fn what_is_encoded_is_decoded(accepted in accepted()) {
-            prop_assert_eq!(decode(&record(encode(&accepted, 12))), Ok(accepted));
+            prop_assert_eq!(decode(&logged(encode(&accepted, 12))), Ok(accepted));
         }
 
         #[test]
@@ -231,7 +239,7 @@ mod tests {
 
     #[test]
     fn each_kind_of_poison_is_named() {
-        let good = record(encode(&sample(), 12));
+        let good = logged(encode(&sample(), 12));
         let value = |text: &str| Record { value: Bytes::from(text.to_owned()), ..good.clone() };
         let text = String::from_utf8(good.value.to_vec()).unwrap();
         let nested = format!("{{\"a\":{}{}}}", "[".repeat(10_000), "]".repeat(10_000));
@@ -258,7 +266,7 @@ mod tests {
 
     #[test]
     fn the_client_and_the_id_of_poison_are_told_when_they_can_be_read() {
-        let mut poison = record(encode(&sample(), 12));
+        let mut poison = logged(encode(&sample(), 12));
         poison.key = None;
         let fault = decode(&poison).unwrap_err();
         assert_eq!(

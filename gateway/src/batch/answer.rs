@@ -121,6 +121,16 @@ impl Summary {
         });
     }
 
+    /// The same rows, in the answer to a batch of which nothing was accepted.
+    fn into_problem(self, code: Code) -> Problem {
+        let rows = match serde_json::to_value(&self) {
+            Ok(serde_json::Value::Object(rows)) => rows,
+            _ => serde_json::Map::new(),
+        };
+        let problem = Problem::from(code).extend(rows);
+        self.retry_after.into_iter().fold(problem, Problem::retry_after)
+    }
+
     /// 202, 207, or why nothing was accepted.
     fn status(&self) -> Result<StatusCode, Code> {
         match (self.accepted + self.duplicates, self.rejected) {
@@ -133,19 +143,11 @@ impl Summary {
 
 impl IntoResponse for Summary {
     fn into_response(self) -> Response {
-        let body = match serde_json::to_value(&self) {
-            Ok(serde_json::Value::Object(body)) => body,
-            _ => serde_json::Map::new(),
-        };
         let status = match self.status() {
             Ok(status) => status,
-            Err(code) => {
-                let problem = Problem::from(code).extend(body);
-                let wait = self.retry_after;
-                return wait.into_iter().fold(problem, Problem::retry_after).into_response();
-            }
+            Err(code) => return self.into_problem(code).into_response(),
         };
-        let json = serde_json::Value::Object(body).to_string();
+        let json = serde_json::to_string(&self).unwrap_or_default();
         let mut response = (status, json).into_response();
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));

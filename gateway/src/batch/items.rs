@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::sync::Arc;
 
 use pulsestream_shared::cache::Fingerprint;
 use pulsestream_shared::config;
@@ -16,10 +17,9 @@ use crate::commit::BatchEvent;
 use crate::idempotency::fingerprint;
 
 /// A batch as it was sent.
-#[derive(Default)]
 pub(crate) struct Items {
     /// The valid events, no id twice.
-    pub(crate) events: Vec<BatchEvent>,
+    pub(crate) events: Arc<[BatchEvent]>,
     /// What stands at each index of the request.
     pub(crate) places: Vec<Place>,
 }
@@ -55,14 +55,13 @@ impl Items {
         if texts.is_empty() {
             return Err(Problem::from(Code::BatchInvalid).detail("the batch holds no event"));
         }
-        let mut items = Self::default();
-        let mut own_ids = HashMap::new();
+        let mut judge = Judge { config, now_ms, events: Vec::new(), own_ids: HashMap::new() };
+        let mut places = Vec::with_capacity(texts.len());
         for (index, text) in texts.into_iter().enumerate() {
             let derived = key.map(|key| derived_id(key, index));
-            let place = items.judge(text, derived, now_ms, config, &mut own_ids);
-            items.places.push(place);
+            places.push(judge.place(text, derived));
         }
-        Ok(items)
+        Ok(Self { events: judge.events.into(), places })
     }
 
     /// How many of the events each device sent.
@@ -75,27 +74,32 @@ impl Items {
         };
         runs.filter_map(count).collect()
     }
+}
 
-    fn judge(
-        &mut self,
-        text: &[u8],
-        derived: Option<EventId>,
-        now_ms: i64,
-        config: &config::Ingest,
-        own_ids: &mut HashMap<EventId, Fingerprint>,
-    ) -> Place {
+/// Judges the events of a batch, one after the other.
+struct Judge<'a> {
+    config: &'a config::Ingest,
+    now_ms: i64,
+    events: Vec<BatchEvent>,
+    /// What was said first under each id that came with an event.
+    own_ids: HashMap<EventId, Fingerprint>,
+}
+
+impl Judge<'_> {
+    fn place(&mut self, text: &[u8], derived: Option<EventId>) -> Place {
+        let config = self.config;
         if text.len() > config.max_body_bytes {
             let detail = format!("an event is at most {} bytes", config.max_body_bytes);
             return Place::Invalid(derived, Problem::from(Code::PayloadTooLarge).detail(detail));
         }
-        let draft = match body::read(text, body::Id::Field(derived), now_ms, config) {
+        let draft = match body::read(text, body::Id::Field(derived), self.now_ms, config) {
             Ok(draft) => draft,
             Err(problem) => return Place::Invalid(id_in(text).or(derived), problem),
         };
         let id = draft.event.id;
         let own_id = derived != Some(id);
         if own_id {
-            match own_ids.entry(id) {
+            match self.own_ids.entry(id) {
                 Entry::Vacant(place) => drop(place.insert(fingerprint(&draft.event))),
                 Entry::Occupied(first) if *first.get() == fingerprint(&draft.event) => {
                     return Place::Repeat(id);

@@ -11,9 +11,9 @@
 use std::sync::Arc;
 
 use pulsestream_shared::cache::{Fingerprint, LockKey, LockRecord, Outcome};
-use pulsestream_shared::codec::{Accepted, encode};
+use pulsestream_shared::codec::{record, shared_headers};
 use pulsestream_shared::event::{ClientId, Event};
-use pulsestream_shared::log::{AppendError, AppendResult, EventLog, NewRecord, Topic};
+use pulsestream_shared::log::{AppendError, AppendResult, EventLog, Headers, NewRecord, Topic};
 use pulsestream_shared::problem::Code;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -31,12 +31,11 @@ pub(crate) struct Batch {
     pub(crate) key: Option<(LockKey, Fingerprint)>,
     pub(crate) client: ClientId,
     pub(crate) received_at_us: i64,
-    /// No id twice.
-    pub(crate) events: Vec<BatchEvent>,
+    /// No id twice. Shared with whoever tells what became of them.
+    pub(crate) events: Arc<[BatchEvent]>,
 }
 
 /// One valid event of a batch.
-#[derive(Clone)]
 pub(crate) struct BatchEvent {
     pub(crate) event: Event,
     /// Whether the id came with the event; else it is derived from the batch's key.
@@ -162,9 +161,10 @@ impl BatchCommit {
         }
         let (mut records, mut places) = (Vec::with_capacity(turns.len()), Vec::new());
         let mut admitted = vec![None; self.gates.len()];
+        let headers = ByLock::of(batch);
         for (index, (event, turn)) in batch.events.iter().zip(turns.iter_mut()).enumerate() {
             let Turn::Append(lease) = turn else { continue };
-            let record = self.record(batch, event, lease.as_ref(), whole);
+            let record = self.record(event, lease.as_ref(), whole, &headers);
             if self.admits(&mut admitted, &record) {
                 records.push(record);
                 places.push(index);
@@ -193,21 +193,16 @@ impl BatchCommit {
 
     fn record(
         &self,
-        batch: &Batch,
         event: &BatchEvent,
         lease: Option<&Lease>,
         whole: Option<&Lease>,
+        headers: &ByLock,
     ) -> NewRecord {
-        let accepted = Accepted {
-            event: event.event.clone(),
-            client: batch.client,
-            received_at_us: batch.received_at_us,
-            unsure: lease.or(whole).is_some_and(|lease| lease.local),
-            replay: false,
-        };
+        let local = lease.or(whole).is_some_and(|lease| lease.local);
+        let headers = if local { &headers.local } else { &headers.shared };
         NewRecord {
             outcomes: lease.map(outcome).into_iter().collect(),
-            ..encode(&accepted, self.partitions)
+            ..record(&event.event, headers.clone(), self.partitions)
         }
     }
 
@@ -300,6 +295,19 @@ impl BatchCommit {
             Some(queue) => change.queue(&queue, &self.metrics),
             None => self.metrics.outcomes_lost.inc(),
         }
+    }
+}
+
+/// The headers of a batch's records: of those under a shared lock, and of those under a local one.
+struct ByLock {
+    shared: Headers,
+    local: Headers,
+}
+
+impl ByLock {
+    fn of(batch: &Batch) -> Self {
+        let of = |unsure| shared_headers(batch.client, batch.received_at_us, unsure);
+        Self { shared: of(false), local: of(true) }
     }
 }
 

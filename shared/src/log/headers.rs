@@ -17,7 +17,7 @@ pub struct Headers(Bytes);
 impl Headers {
     /// Starts an empty list.
     pub fn builder() -> HeadersBuilder {
-        HeadersBuilder(BytesMut::new())
+        HeadersBuilder(BytesMut::with_capacity(96))
     }
 
     /// The value of the first header of that name; `None` when absent or null.
