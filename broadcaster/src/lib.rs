@@ -11,6 +11,7 @@ use axum::routing::get;
 use pulsestream_shared::admin::Dependency;
 use pulsestream_shared::auth::Keyring;
 use pulsestream_shared::engine::OpenError;
+use pulsestream_shared::problem::{not_allowed, not_found};
 use pulsestream_shared::service::{Context, Role};
 
 mod chain;
@@ -67,5 +68,6 @@ pub async fn build(context: Context, keyring: Arc<Keyring>) -> Result<Router, Op
         drain: context.shutdown.drain.clone(),
         sockets: context.tasks.clone(),
     };
-    Ok(Router::new().route("/v1/stream", get(stream::open)).with_state(Arc::new(stream)))
+    let open = get(stream::open).fallback_service(not_allowed("GET"));
+    Ok(Router::new().route("/v1/stream", open).fallback(not_found).with_state(Arc::new(stream)))
 }

@@ -7,6 +7,7 @@
 use axum::Router;
 use pulsestream_shared::admin::Dependency;
 use pulsestream_shared::engine::OpenError;
+use pulsestream_shared::problem::not_found;
 use pulsestream_shared::service::{Context, Role};
 use std::sync::Arc;
 
@@ -32,5 +33,5 @@ pub async fn build(context: Context) -> Result<Router, OpenError> {
     context.spawn_until("store writer", stop.clone(), reader.run(stop.clone()));
     let lag = lag::Lag::new(&context, metrics);
     context.spawn_until("lag", stop.clone(), lag.run(stop));
-    Ok(Router::new())
+    Ok(Router::new().fallback(not_found))
 }

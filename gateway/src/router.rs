@@ -7,11 +7,10 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::{Request, State};
-use axum::http::{HeaderValue, Method, header};
 use axum::middleware::from_fn_with_state;
-use axum::response::{IntoResponse, Response};
-use axum::routing::{MethodRouter, any, post};
-use pulsestream_shared::problem::{Code, Problem};
+use axum::response::Response;
+use axum::routing::post;
+use pulsestream_shared::problem::{not_allowed, not_found};
 
 use crate::admission::{Admission, Counted, admit};
 use crate::ingest::Ingest;
@@ -45,10 +44,7 @@ pub(crate) fn router(
     let batches = post(accept_batch)
         .with_state(busy("/v1/events/batch"))
         .fallback_service(not_allowed("POST").layer(layer.clone()));
-    let rest = Router::new()
-        .merge(read::routes(read))
-        .fallback(|| async { Problem::from(Code::NotFound) })
-        .layer(layer);
+    let rest = Router::new().merge(read::routes(read)).fallback(not_found).layer(layer);
     Router::new().route("/v1/events", events).route("/v1/events/batch", batches).merge(rest)
 }
 
@@ -58,14 +54,4 @@ async fn accept_event(State(busy): State<Arc<Busy>>, request: Request) -> Respon
 
 async fn accept_batch(State(busy): State<Arc<Busy>>, request: Request) -> Response {
     busy.admission.run(&busy.counted, batch::accept(&busy.ingest, request)).await
-}
-
-/// A `405` that names the methods of the path.
-pub(crate) fn not_allowed(allow: &'static str) -> MethodRouter {
-    any(async move |method: Method| {
-        let detail = format!("{method} is not allowed here; allowed: {allow}");
-        let mut response = Problem::from(Code::MethodNotAllowed).detail(detail).into_response();
-        response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(allow));
-        response
-    })
 }

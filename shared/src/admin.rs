@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{MethodRouter, get};
 use axum::{Json, Router};
 use prometheus::{IntGaugeVec, Registry, TextEncoder};
 use serde_json::json;
@@ -14,6 +14,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use crate::metrics::Metrics;
+use crate::problem::not_allowed;
 
 /// What a service depends on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -132,16 +133,20 @@ struct Admin {
     registry: Registry,
 }
 
+fn probe(route: MethodRouter<Admin>) -> MethodRouter<Admin> {
+    route.fallback_service(not_allowed("GET, HEAD"))
+}
+
 /// The four routes.
 pub fn router(service: &'static str, readiness: Readiness, registry: Registry) -> Router {
     let help = "Always 1; the label names the running version.";
     let build = Metrics(&registry).gauges("build_info", help, &["version"]);
     build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
     Router::new()
-        .route("/livez", get(|| async { "ok\n" }))
-        .route("/readyz", get(readyz))
-        .route("/health", get(health))
-        .route("/metrics", get(metrics))
+        .route("/livez", probe(get(|| async { "ok\n" })))
+        .route("/readyz", probe(get(readyz)))
+        .route("/health", probe(get(health)))
+        .route("/metrics", probe(get(metrics)))
         .with_state(Admin { service, readiness, registry })
 }
 

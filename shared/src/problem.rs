@@ -4,12 +4,14 @@
 //! 4xx: the caller can fix it. 503: the same request may succeed later. 500 is never answered on
 //! purpose. A 5xx never holds an internal message: the cause is logged where it is handled.
 
-use axum::http::{HeaderName, HeaderValue, StatusCode, header};
+use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use axum::routing::{MethodRouter, any};
 use rand::RngExt as _;
 use serde::Serialize;
 use serde_json::{Map, Value};
-use uuid::Uuid;
+
+use crate::request_id;
 
 /// Seconds by which `Retry-After` of a 503 is stretched at random.
 const JITTER_SECONDS: u32 = 2;
@@ -232,6 +234,20 @@ impl Problem {
     }
 }
 
+/// The answer for a path nobody knows.
+pub async fn not_found() -> Problem {
+    Problem::from(Code::NotFound)
+}
+
+/// The answer for the other methods of a path; names those it has.
+pub fn not_allowed(allow: &'static str) -> MethodRouter {
+    any(async move |method: Method| {
+        let detail = format!("{method} is not allowed here; allowed: {allow}");
+        let allow = HeaderValue::from_static(allow);
+        Problem::from(Code::MethodNotAllowed).detail(detail).header(header::ALLOW, allow)
+    })
+}
+
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Body<'a> {
@@ -240,7 +256,7 @@ struct Body<'a> {
     status: u16,
     detail: &'a str,
     code: &'a str,
-    request_id: String,
+    request_id: &'a str,
     #[serde(skip_serializing_if = "<[FieldError]>::is_empty")]
     errors: &'a [FieldError],
     #[serde(flatten)]
@@ -250,14 +266,14 @@ struct Body<'a> {
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
         let (status, code, title, _) = self.code.row();
-        let request_id = Uuid::new_v4().to_string();
+        let request_id = request_id::current();
         let body = Body {
             r#type: format!("urn:pulsestream:problem:{code}"),
             title,
             status: status.as_u16(),
             detail: self.text(),
             code,
-            request_id: request_id.clone(),
+            request_id: request_id.to_str().unwrap_or_default(),
             errors: &self.errors,
             extension: &self.extension,
         };
@@ -266,9 +282,7 @@ impl IntoResponse for Problem {
         let headers = response.headers_mut();
         let problem = HeaderValue::from_static("application/problem+json");
         headers.insert(header::CONTENT_TYPE, problem);
-        if let Ok(value) = HeaderValue::from_str(&request_id) {
-            headers.insert("x-request-id", value);
-        }
+        headers.insert(request_id::HEADER, request_id);
         headers.extend(self.headers);
         if let Some(mut seconds) = self.retry_after {
             // Those turned away together must not come back together.

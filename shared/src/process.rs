@@ -70,7 +70,9 @@ where
     listening(address);
     tracing::info!(service = role.name, %address, version = env!("CARGO_PKG_VERSION"), "listening");
     let shutdown = Shutdown::default();
-    shutdown.on_signals().map_err(|error| format!("signals cannot be caught: {error}"))?;
+    shutdown
+        .on_signals(config.server.drain_grace)
+        .map_err(|error| format!("signals cannot be caught: {error}"))?;
     let (config, registry) = (Arc::new(config), Registry::new());
     observe_process(&registry);
     let ended = service::run(role, listener, config, registry, shutdown, build).await;

@@ -3,6 +3,7 @@
 //! Our own and not `axum::serve`, which sets no timer: a client that never finishes its headers would
 //! hold its connection for ever and a shutdown would wait for it.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -17,10 +18,14 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tower::ServiceExt as _;
 
 use crate::config;
 use crate::service::App;
+
+mod cors;
+mod manners;
+
+pub(crate) use self::manners::Manners;
 
 /// Serves `app` until `drain`, then lets open requests finish for `drain_timeout`.
 ///
@@ -89,7 +94,8 @@ async fn serve_connection(
     let begins = begun.clone();
     let service = service_fn(move |request: Request<Incoming>| {
         begins.store(true, Ordering::Relaxed);
-        app.router().clone().oneshot(request.map(Body::new))
+        let app = app.clone();
+        async move { Ok::<_, Infallible>(app.answer(request.map(Body::new)).await) }
     });
     let connection = http.serve_connection_with_upgrades(TokioIo::new(stream), service);
     tokio::pin!(connection);

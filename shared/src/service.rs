@@ -9,6 +9,8 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use axum::Router;
+use axum::extract::Request;
+use axum::response::Response;
 use prometheus::{HistogramVec, Registry};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -19,7 +21,7 @@ use crate::config::Config;
 use crate::engine::{Engine, OpenError};
 use crate::metrics;
 use crate::problem::{Code, Problem};
-use crate::server;
+use crate::server::{self, Manners};
 use crate::shutdown::Shutdown;
 
 /// What a service is built from.
@@ -109,7 +111,15 @@ where
 {
     let readiness = Readiness::new(&registry, role.required);
     let admin = admin::router(role.name, readiness.clone(), registry.clone());
-    let app = Arc::new(App::starting(admin));
+    let app = Arc::new(App::starting(admin, Manners::new(&config.server)));
+    let leaves = tokio::spawn({
+        let (app, readiness, leave) = (app.clone(), readiness.clone(), shutdown.leave.clone());
+        async move {
+            leave.cancelled().await;
+            readiness.draining();
+            app.manners.leave();
+        }
+    });
     let server = tokio::spawn({
         let (app, config, drain) = (app.clone(), config.clone(), shutdown.drain.clone());
         async move { server::serve(listener, app, &config.server, drain).await }
@@ -118,6 +128,7 @@ where
     let failed = CancellationToken::new();
     let opened = tokio::select! {
         opened = Engine::open(&config, &readiness) => Some(opened),
+        () = shutdown.leave.cancelled() => None, // nobody is served yet
         () = shutdown.drain.cancelled() => None,
     };
     let mut to_close = None;
@@ -139,7 +150,9 @@ where
             serve_until_end(context, &app, build).await
         }
     };
+    leaves.abort();
     readiness.draining();
+    app.manners.leave();
     shutdown.drain.cancel();
     if let Err(error) = server.await {
         tracing::error!(%error, "listener failed");
@@ -181,12 +194,13 @@ pub(crate) struct App {
     admin: Router,
     starting: Router,
     built: OnceLock<Router>,
+    manners: Manners,
 }
 
 impl App {
-    fn starting(admin: Router) -> Self {
+    fn starting(admin: Router, manners: Manners) -> Self {
         let starting = admin.clone().fallback(async || Problem::from(Code::Starting));
-        Self { admin, starting, built: OnceLock::new() }
+        Self { admin, starting, built: OnceLock::new(), manners }
     }
 
     fn built(&self, service: Router) {
@@ -195,9 +209,10 @@ impl App {
         }
     }
 
-    /// The router of this moment.
-    pub(crate) fn router(&self) -> &Router {
-        self.built.get().unwrap_or(&self.starting)
+    /// The answer of the router of this moment.
+    pub(crate) async fn answer(&self, request: Request) -> Response {
+        let router = self.built.get().unwrap_or(&self.starting);
+        self.manners.answer(router, request).await
     }
 }
 

@@ -35,7 +35,8 @@ pub async fn build(context: Context) -> Result<Router, OpenError> {
     let gateway = pulsestream_gateway::build(context.clone(), keyring.clone()).await?;
     let broadcaster = pulsestream_broadcaster::build(context.clone(), keyring).await?;
     let consumer = pulsestream_consumer::build(context).await?;
-    Ok(gateway.merge(broadcaster).merge(consumer))
+    // Paths nobody knows are the gateway's to answer and to count.
+    Ok(gateway.merge(broadcaster.reset_fallback()).merge(consumer.reset_fallback()))
 }
 
 /// The program: command line, configuration, logs, then what was asked for.

@@ -19,7 +19,7 @@ use pulsestream_shared::auth::Keyring;
 use pulsestream_shared::cache::Cache;
 use pulsestream_shared::config::Config;
 use pulsestream_shared::event::ClientId;
-use pulsestream_shared::problem::{Code, Problem};
+use pulsestream_shared::problem::{Code, Problem, not_allowed};
 use pulsestream_shared::store::query::QueryError;
 use pulsestream_shared::store::{EventQuery, Scope, StoreError};
 use serde::Serialize;
@@ -27,7 +27,6 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::commit::Committer;
 use crate::metrics::GatewayMetrics;
-use crate::router::not_allowed;
 
 mod cursor;
 mod devices;

@@ -202,6 +202,7 @@ impl Layers {
         let value = match self.default_of(path) {
             Some(Value::Integer(_)) => text.trim().parse().map(Value::Integer).ok(),
             Some(Value::Boolean(_)) => text.trim().parse().map(Value::Boolean).ok(),
+            Some(Value::Array(_)) => Some(list(text)),
             _ => Some(Value::String(text.to_owned())),
         };
         match value {
@@ -287,6 +288,12 @@ impl Layers {
         }
         Err(Faults(self.faults))
     }
+}
+
+/// A list as variables hold it: values between commas.
+fn list(text: &str) -> Value {
+    let values = text.split(',').map(str::trim).filter(|value| !value.is_empty());
+    Value::Array(values.map(|value| Value::String(value.to_owned())).collect())
 }
 
 impl Config {

@@ -67,11 +67,15 @@ section!(Server {
     consumer_port: u16,
     broadcaster_port: u16,
     #[serde(with = "span")]
+    drain_grace: Duration,
+    #[serde(with = "span")]
     drain_timeout: Duration,
     #[serde(with = "span")]
     header_timeout: Duration,
     #[validate(range(min = 1, max = 1_000_000))]
     max_connections: usize,
+    cors_origins: Vec<String>,
+    server_timing: bool,
     dev: bool,
 });
 

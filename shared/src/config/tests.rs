@@ -82,3 +82,17 @@ fn a_secret_can_come_from_a_file_and_is_not_shown() {
 fn variables_of_other_programs_are_left_alone() {
     assert!(load_with(&[("HOME", "/root"), ("SOME_FILE", "/nowhere"), ("PORTER", "x")]).is_ok());
 }
+
+#[test]
+fn a_list_in_a_variable_is_read_between_commas() {
+    let name = "PULSESTREAM__SERVER__CORS_ORIGINS";
+    let of = |text: &str| {
+        let variables = [(name.to_owned(), text.to_owned())];
+        load(None, variables.into_iter(), &[]).expect("valid").config.server.cors_origins
+    };
+    assert_eq!(
+        of("https://a.example, https://b.example:8443"),
+        ["https://a.example", "https://b.example:8443"]
+    );
+    assert!(of("").is_empty());
+}
