@@ -10,6 +10,7 @@ mod crashes;
 mod idempotency;
 mod limits;
 mod live;
+mod manners;
 mod raw;
 mod read;
 mod read_trouble;

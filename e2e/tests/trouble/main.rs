@@ -16,4 +16,5 @@ mod life;
 mod outage;
 mod own_kafka;
 mod poison;
+mod rolling;
 mod support;

@@ -85,14 +85,11 @@ fn variables_of_other_programs_are_left_alone() {
 
 #[test]
 fn a_list_in_a_variable_is_read_between_commas() {
-    let name = "PULSESTREAM__SERVER__CORS_ORIGINS";
     let of = |text: &str| {
-        let variables = [(name.to_owned(), text.to_owned())];
-        load(None, variables.into_iter(), &[]).expect("valid").config.server.cors_origins
+        let loaded = load_with(&[("PULSESTREAM__SERVER__CORS_ORIGINS", text)]);
+        loaded.expect("valid").config.server.cors_origins
     };
-    assert_eq!(
-        of("https://a.example, https://b.example:8443"),
-        ["https://a.example", "https://b.example:8443"]
-    );
+    let two = ["https://a.example", "https://b.example:8443"];
+    assert_eq!(of("https://a.example, https://b.example:8443"), two);
     assert!(of("").is_empty());
 }
