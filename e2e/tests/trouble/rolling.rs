@@ -71,7 +71,8 @@ async fn takes_traffic(gateway: &Process) {
     .await;
 }
 
-/// haproxy before these gateways, as its manual has it: it asks `/readyz` and retries nothing of ours.
+/// haproxy before these gateways: it asks `/readyz` and, unlike by default, retries nothing, so that whatever
+/// fails shows.
 async fn balance(gateways: &[Process], folder: &Path) -> (String, Child) {
     let port = free_port();
     let servers: String = (0..)
@@ -81,7 +82,7 @@ async fn balance(gateways: &[Process], folder: &Path) -> (String, Child) {
         })
         .collect();
     let settings = format!(
-        "defaults\n  mode http\n  timeout connect 1s\n  timeout client 30s\n  timeout server 30s\n\
+        "defaults\n  mode http\n  timeout connect 1s\n  timeout client 30s\n  timeout server 30s\n  retries 0\n\
          frontend devices\n  bind 127.0.0.1:{port}\n  default_backend gateways\n\
          backend gateways\n  balance roundrobin\n  option httpchk GET /readyz\n  \
          default-server check inter 200ms fall 1 rise 1\n{servers}"
