@@ -23,7 +23,8 @@ async fn start(home: &Home) -> Running {
     harness::start(home, pulsestream_broadcaster::ROLE, async |context: Context| {
         let keyring = Keyring::open(&context).await?;
         let gateway = pulsestream_gateway::build(context.clone(), keyring.clone()).await?;
-        Ok(gateway.merge(pulsestream_broadcaster::build(context, keyring).await?))
+        let broadcaster = pulsestream_broadcaster::build(context, keyring).await?;
+        Ok(gateway.merge(broadcaster.reset_fallback()))
     })
     .await
 }

@@ -4,6 +4,7 @@
 //! retry appends again under the same id, the store keeps one.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use pulsestream_shared::cache::memory::MemoryLocks;
 use pulsestream_shared::cache::{Cache, LockChange};
@@ -14,6 +15,9 @@ use super::MAX_GROUP;
 use super::locks::Lease;
 use crate::idempotency::{after_refusal, done};
 use crate::metrics::GatewayMetrics;
+
+/// A busy Redis is given so long; outcomes that gather meanwhile wait in the queue.
+const AGAIN_AFTER: Duration = Duration::from_millis(250);
 
 /// A change of one key, and whose key it is.
 pub(super) struct Change {
@@ -69,9 +73,18 @@ impl Settle {
             if !local.is_empty() {
                 self.local.settle(&local, clock::unix_ms());
             }
-            if !shared.is_empty() && self.cache.settle(&shared).await.is_err() {
+            if !shared.is_empty() && !self.settle_shared(&shared).await {
                 self.metrics.outcomes_lost.inc_by(shared.len() as u64);
             }
         }
+    }
+    /// Tries again, once, what a busy Redis did not answer in time: every change may be repeated, and each
+    /// lost outcome makes a retry wait for the lease and append again.
+    async fn settle_shared(&self, changes: &[LockChange]) -> bool {
+        if self.cache.settle(changes).await.is_ok() {
+            return true;
+        }
+        tokio::time::sleep(AGAIN_AFTER).await;
+        self.cache.settle(changes).await.is_ok()
     }
 }
