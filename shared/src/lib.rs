@@ -18,7 +18,7 @@ pub mod metadata;
 pub mod metrics;
 pub mod problem;
 pub mod process;
-pub(crate) mod request_id;
+pub mod request_id;
 pub mod retry;
 mod server;
 pub mod service;

@@ -277,6 +277,8 @@ impl IntoResponse for Problem {
             errors: &self.errors,
             extension: &self.extension,
         };
+        // For the day on which one device's failures must be found; see docs/operations.md.
+        tracing::debug!(request_id = body.request_id, status = body.status, code, "problem");
         let json = serde_json::to_vec(&body).unwrap_or_default();
         let mut response = (status, json).into_response();
         let headers = response.headers_mut();

@@ -34,6 +34,11 @@ pub(crate) fn current() -> HeaderValue {
     CURRENT.try_with(HeaderValue::clone).unwrap_or_else(|_| made())
 }
 
+/// [`current`] as text, for a log line.
+pub fn to_log() -> String {
+    String::from_utf8_lossy(current().as_bytes()).into_owned()
+}
+
 /// Random for each process, counted within it: asking the system for randomness for every request would
 /// cost more than everything else here.
 fn made() -> HeaderValue {

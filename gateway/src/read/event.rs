@@ -19,6 +19,7 @@ use axum::response::Response;
 use pulsestream_shared::cache::{LockKey, LockReply, LockRequest};
 use pulsestream_shared::event::EventId;
 use pulsestream_shared::problem::{Code, Problem};
+use pulsestream_shared::request_id;
 use pulsestream_shared::store::query::Found;
 use serde::Serialize;
 
@@ -86,7 +87,8 @@ impl Read {
             Ok(replies) => Ok(replies.iter().any(|reply| matches!(reply, LockReply::Held(_)))),
             Err(error) => {
                 // A 404 would tell a device that its accepted event is gone.
-                tracing::warn!(%error, "an idempotency key could not be looked up");
+                let request_id = request_id::to_log();
+                tracing::warn!(%error, request_id, "an idempotency key could not be looked up");
                 Err(Code::Unavailable.into())
             }
         }

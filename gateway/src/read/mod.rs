@@ -20,6 +20,7 @@ use pulsestream_shared::cache::Cache;
 use pulsestream_shared::config::Config;
 use pulsestream_shared::event::ClientId;
 use pulsestream_shared::problem::{Code, Problem, not_allowed};
+use pulsestream_shared::request_id;
 use pulsestream_shared::store::query::QueryError;
 use pulsestream_shared::store::{EventQuery, Scope, StoreError};
 use serde::Serialize;
@@ -94,10 +95,11 @@ impl Read {
 }
 
 fn tell(error: &StoreError) {
+    let request_id = request_id::to_log();
     if error.is_retryable() {
-        tracing::warn!(%error, "a query was not answered");
+        tracing::warn!(%error, request_id, "a query was not answered");
     } else {
-        tracing::error!(%error, "queries cannot be answered");
+        tracing::error!(%error, request_id, "queries cannot be answered");
     }
 }
 
@@ -132,7 +134,8 @@ impl Turns {
 /// A `200` with JSON, which no cache on the way may keep: it is one tenant's.
 fn ok(body: &impl Serialize) -> Result<Response, Problem> {
     let json = serde_json::to_vec(body).map_err(|error| {
-        tracing::error!(%error, "an answer cannot be written");
+        let request_id = request_id::to_log();
+        tracing::error!(%error, request_id, "an answer cannot be written");
         Code::Unavailable
     })?;
     let headers = [
