@@ -10,7 +10,7 @@ use tokio::net::TcpListener;
 
 use crate::config::{self, Config, Server};
 use crate::engine::OpenError;
-use crate::service::{self, Context, Role};
+use crate::service::{self, Context, Role, RunError};
 use crate::shutdown::Shutdown;
 use crate::telemetry;
 
@@ -34,7 +34,29 @@ where
     let port = port(&loaded.config.server);
     match block_on(run(role, loaded.config, port, build, |_| {})) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(reason) => complain(&reason, 1),
+        Err(failure) => complain(&failure.reason, failure.code),
+    }
+}
+
+/// Why a process ends: one sentence for a person, and an exit code.
+#[derive(Debug)]
+pub struct Failure {
+    /// The sentence.
+    pub reason: String,
+    /// [`EXIT_USAGE`] when the settings must change, else 1.
+    pub code: u8,
+}
+
+impl From<String> for Failure {
+    fn from(reason: String) -> Self {
+        Self { reason, code: 1 }
+    }
+}
+
+impl From<RunError> for Failure {
+    fn from(error: RunError) -> Self {
+        let code = if matches!(error, RunError::Tls(_)) { EXIT_USAGE } else { 1 };
+        Self { reason: error.to_string(), code }
     }
 }
 
@@ -42,7 +64,7 @@ where
 ///
 /// # Errors
 /// The future's own; a runtime that cannot start is told the same way.
-pub fn block_on<T>(future: impl Future<Output = Result<T, String>>) -> Result<T, String> {
+pub fn block_on<T, E: From<String>>(future: impl Future<Output = Result<T, E>>) -> Result<T, E> {
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -53,14 +75,14 @@ pub fn block_on<T>(future: impl Future<Output = Result<T, String>>) -> Result<T,
 /// Binds, tells `listening` where, and serves until a signal.
 ///
 /// # Errors
-/// One sentence for a person.
+/// [`Failure`], after everything was stopped.
 pub async fn run<Build, Built>(
     role: Role,
     config: Config,
     port: u16,
     build: Build,
     listening: impl FnOnce(std::net::SocketAddr),
-) -> Result<(), String>
+) -> Result<(), Failure>
 where
     Build: FnOnce(Context) -> Built,
     Built: Future<Output = Result<Router, OpenError>>,
@@ -77,7 +99,7 @@ where
     observe_process(&registry);
     let ended = service::run(role, listener, config, registry, shutdown, build).await;
     tracing::info!(service = role.name, "stopped");
-    ended.map_err(|error| error.to_string())
+    ended.map_err(Failure::from)
 }
 
 async fn bind(host: &str, port: u16) -> Result<TcpListener, String> {

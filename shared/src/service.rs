@@ -5,6 +5,7 @@
 //! 503 `starting` for everything else, until the service is built and its own routes take over.
 
 use std::future::Future;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -14,14 +15,15 @@ use axum::response::Response;
 use prometheus::{HistogramVec, Registry};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 use crate::admin::{self, Dependency, Readiness};
 use crate::config::Config;
 use crate::engine::{Engine, OpenError};
 use crate::metrics;
 use crate::problem::{Code, Problem};
-use crate::server::{self, Manners};
+pub use crate::server::TlsError;
+use crate::server::{self, Manners, Terms, Tls};
 use crate::shutdown::Shutdown;
 
 /// What a service is built from.
@@ -79,6 +81,9 @@ pub enum RunError {
     /// What it needs cannot be used.
     #[error(transparent)]
     Open(#[from] OpenError),
+    /// Its certificate cannot be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// A background task could not go on; the log says which and why.
     #[error("a background task failed")]
     Task,
@@ -109,20 +114,24 @@ where
     Build: FnOnce(Context) -> Built,
     Built: Future<Output = Result<Router, OpenError>>,
 {
+    let tls = Tls::open(&config.server).await?.map(Arc::new);
     let readiness = Readiness::new(&registry, role.required);
     let admin = admin::router(role.name, readiness.clone(), registry.clone());
     let app = Arc::new(App::starting(admin, Manners::new(&config.server)));
     let leaves = tokio::spawn({
-        let (app, readiness, leave) = (app.clone(), readiness.clone(), shutdown.leave.clone());
+        let (readiness, leave) = (readiness.clone(), shutdown.leave.clone());
         async move {
             leave.cancelled().await;
             readiness.draining();
-            app.manners.leave();
         }
     });
+    let certificate = tls
+        .clone()
+        .map(|tls| AbortOnDropHandle::new(tokio::spawn(async move { tls.follow_files().await })));
+    let terms = Terms::new(app.clone(), tls, &config.server, &shutdown);
     let server = tokio::spawn({
-        let (app, config, drain) = (app.clone(), config.clone(), shutdown.drain.clone());
-        async move { server::serve(listener, app, &config.server, drain).await }
+        let config = config.clone();
+        async move { server::serve(listener, terms, &config.server).await }
     });
     let tasks = TaskTracker::new();
     let failed = CancellationToken::new();
@@ -152,11 +161,11 @@ where
     };
     leaves.abort();
     readiness.draining();
-    app.manners.leave();
     shutdown.drain.cancel();
     if let Err(error) = server.await {
         tracing::error!(%error, "listener failed");
     }
+    drop(certificate);
     shutdown.stop.cancel();
     tasks.close();
     if tokio::time::timeout(config.server.drain_timeout, tasks.wait()).await.is_err() {
@@ -198,7 +207,7 @@ pub(crate) struct App {
 }
 
 impl App {
-    fn starting(admin: Router, manners: Manners) -> Self {
+    pub(crate) fn starting(admin: Router, manners: Manners) -> Self {
         let starting = admin.clone().fallback(async || Problem::from(Code::Starting));
         Self { admin, starting, built: OnceLock::new(), manners }
     }
@@ -209,10 +218,10 @@ impl App {
         }
     }
 
-    /// The answer of the router of this moment.
-    pub(crate) async fn answer(&self, request: Request) -> Response {
+    /// The answer of the router of this moment, on a connection that may be `closing` by then.
+    pub(crate) async fn answer(&self, request: Request, closing: &AtomicBool) -> Response {
         let router = self.built.get().unwrap_or(&self.starting);
-        self.manners.answer(router, request).await
+        self.manners.answer(router, request, closing).await
     }
 }
 

@@ -22,13 +22,14 @@ pub(crate) async fn print(context: &Context, address: SocketAddr) -> Result<(), 
         Some(key) => (key.as_str(), format!("first API key: {key}  (shown this once)\n")),
         None => ("$API_KEY", "API keys:      pulsestream keys create --client NAME\n".to_owned()),
     };
+    let scheme = config.server.scheme();
     let text = format!(
         "\nPulseStream {version} is ready.\n\
-         listening:     http://{address}\n\
+         listening:     {scheme}://{address}\n\
          data:          {data}\n\
          {about_key}\n\
          Send an event:\n\
-         curl -i http://{address}/v1/events -H 'x-api-key: {key}' -H 'content-type: application/json' \
+         curl -i {scheme}://{address}/v1/events -H 'x-api-key: {key}' -H 'content-type: application/json' \
          -H \"Idempotency-Key: $(uuidgen 2>/dev/null || cat /proc/sys/kernel/random/uuid)\" \
          -d '{{\"deviceId\":\"73d7049a-9f6b-4a36-8d6c-0d6a8a4a4a4a\",\"eventType\":\"temperature\",\
          \"value\":21.5,\"timestamp\":'$(date +%s)000'}}'\n\n",

@@ -3,18 +3,24 @@
 use std::time::Duration;
 
 use pulsestream_shared::config::Config;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
+
+mod unchecked;
 
 const PATIENCE: Duration = Duration::from_secs(3);
 
 pub(crate) async fn run(url: Option<String>, config: Config) -> Result<(), String> {
-    let address = match url {
-        Some(url) => address_of(&url)?,
-        None => format!("{}:{}", reachable(&config.server.host), config.server.port),
+    let whom = match url {
+        Some(url) => Whom::of(&url)?,
+        None => Whom {
+            encrypted: config.server.is_encrypted(),
+            address: format!("{}:{}", reachable(&config.server.host), config.server.port),
+        },
     };
-    let answer = timeout(PATIENCE, ask(&address))
+    let address = &whom.address;
+    let answer = timeout(PATIENCE, whom.ask())
         .await
         .map_err(|_| format!("{address} did not answer within {PATIENCE:?}"))?
         .map_err(|error| format!("{address}: {error}"))?;
@@ -27,20 +33,47 @@ pub(crate) async fn run(url: Option<String>, config: Config) -> Result<(), Strin
     }
 }
 
-async fn ask(address: &str) -> std::io::Result<String> {
-    let mut stream = TcpStream::connect(address).await?;
+/// Who is asked.
+struct Whom {
+    encrypted: bool,
+    /// Host and port.
+    address: String,
+}
+
+impl Whom {
+    /// `http://host:port/…` or `https://…`.
+    fn of(url: &str) -> Result<Self, String> {
+        let (scheme, rest) = url.split_once("://").unwrap_or_default();
+        let (encrypted, port) = match scheme {
+            "http" => (false, 80),
+            "https" => (true, 443),
+            _ => return Err(format!("{url}: give an http:// or https:// URL")),
+        };
+        let authority = rest.split('/').next().unwrap_or_default();
+        let has_port = !authority.ends_with(']') && authority.contains(':');
+        let address = if has_port { authority.to_owned() } else { format!("{authority}:{port}") };
+        Ok(Self { encrypted, address })
+    }
+
+    async fn ask(&self) -> std::io::Result<String> {
+        let stream = TcpStream::connect(&self.address).await?;
+        if !self.encrypted {
+            return ask(stream, &self.address).await;
+        }
+        let host = self.address.rsplit_once(':').map_or(&*self.address, |(host, _)| host);
+        ask(unchecked::encrypt(host.trim_matches(['[', ']']), stream).await?, &self.address).await
+    }
+}
+
+async fn ask(
+    mut stream: impl AsyncRead + AsyncWrite + Unpin,
+    address: &str,
+) -> std::io::Result<String> {
     let request = format!("GET /readyz HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await?;
     let mut answer = Vec::new();
     stream.take(64 * 1_024).read_to_end(&mut answer).await?;
     Ok(String::from_utf8_lossy(&answer).into_owned())
-}
-
-/// `http://host:port/…`.
-fn address_of(url: &str) -> Result<String, String> {
-    let rest = url.strip_prefix("http://").ok_or_else(|| format!("{url}: give an http:// URL"))?;
-    let authority = rest.split('/').next().unwrap_or_default();
-    Ok(if authority.contains(':') { authority.to_owned() } else { format!("{authority}:80") })
 }
 
 /// An address to listen on everywhere is no address to connect to.

@@ -9,7 +9,7 @@ use pulsestream_shared::admin::Dependency;
 use pulsestream_shared::auth::Keyring;
 use pulsestream_shared::config;
 use pulsestream_shared::engine::OpenError;
-use pulsestream_shared::process::{EXIT_USAGE, block_on, complain};
+use pulsestream_shared::process::{EXIT_USAGE, Failure, block_on, complain};
 use pulsestream_shared::service::{Context, Role};
 use pulsestream_shared::telemetry;
 
@@ -64,14 +64,18 @@ pub fn main() -> ExitCode {
         Command::Gateway => block_on(roles::gateway(loaded.config)),
         Command::Consumer => block_on(roles::consumer(loaded.config)),
         Command::Broadcaster => block_on(roles::broadcaster(loaded.config)),
-        Command::Migrate => block_on(roles::migrate(loaded.config)),
-        Command::Keys(command) => block_on(keys::run(command, loaded.config)),
-        Command::Config(command) => config_commands::run(&command, &loaded),
-        Command::Healthcheck { url } => block_on(healthcheck::run(url, loaded.config)),
+        Command::Migrate => block_on(roles::migrate(loaded.config)).map_err(Failure::from),
+        Command::Keys(command) => {
+            block_on(keys::run(command, loaded.config)).map_err(Failure::from)
+        }
+        Command::Config(command) => config_commands::run(&command, &loaded).map_err(Failure::from),
+        Command::Healthcheck { url } => {
+            block_on(healthcheck::run(url, loaded.config)).map_err(Failure::from)
+        }
         Command::Completions { .. } => Ok(()),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
-        Err(reason) => complain(&reason, 1),
+        Err(failure) => complain(&failure.reason, failure.code),
     }
 }

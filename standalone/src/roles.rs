@@ -5,13 +5,13 @@ use pulsestream_shared::admin::Readiness;
 use pulsestream_shared::auth::Keyring;
 use pulsestream_shared::config::Config;
 use pulsestream_shared::engine::{self, OpenError};
-use pulsestream_shared::process;
+use pulsestream_shared::process::{self, Failure};
 use pulsestream_shared::service::Context;
 
 use crate::banner;
 
 /// Everything in one process. With servers configured, their topics and tables are made first.
-pub(crate) async fn up(config: Config) -> Result<(), String> {
+pub(crate) async fn up(config: Config) -> Result<(), Failure> {
     if engine::is_distributed(&config) {
         migrate(config.clone()).await?;
     }
@@ -31,7 +31,7 @@ pub(crate) async fn up(config: Config) -> Result<(), String> {
     process::run(crate::ROLE, config, port, build, tell).await
 }
 
-pub(crate) async fn gateway(config: Config) -> Result<(), String> {
+pub(crate) async fn gateway(config: Config) -> Result<(), Failure> {
     let config = distributed(config, "gateway")?;
     let port = config.server.port;
     let build = async |context: Context| {
@@ -41,14 +41,14 @@ pub(crate) async fn gateway(config: Config) -> Result<(), String> {
     process::run(pulsestream_gateway::ROLE, config, port, build, |_| {}).await
 }
 
-pub(crate) async fn consumer(config: Config) -> Result<(), String> {
+pub(crate) async fn consumer(config: Config) -> Result<(), Failure> {
     let config = distributed(config, "consumer")?;
     let port = config.server.consumer_port;
     process::run(pulsestream_consumer::ROLE, config, port, pulsestream_consumer::build, |_| {})
         .await
 }
 
-pub(crate) async fn broadcaster(config: Config) -> Result<(), String> {
+pub(crate) async fn broadcaster(config: Config) -> Result<(), Failure> {
     let config = distributed(config, "broadcaster")?;
     let port = config.server.broadcaster_port;
     let build = async |context: Context| {

@@ -1,5 +1,10 @@
-//! What every answer of every service has, whatever route gave it.
+//! What every answer of every service has, whatever route gave it, and the protocols it is asked in.
 
+use std::convert::Infallible;
+
+use bytes::Bytes;
+use futures_util::stream;
+use http_body_util::StreamBody;
 use pulsestream_e2e::client::{Client, event};
 use pulsestream_e2e::harness::{Engines, Harness};
 use uuid::Uuid;
@@ -37,5 +42,36 @@ async fn unknown_paths_and_methods_are_problems_also_beside_the_gateway() {
         assert_problem(&refused, 405, "method_not_allowed");
         assert_eq!(refused.header("allow"), "GET, HEAD");
     }
+    pipeline.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn http_2_is_spoken_without_tls_and_streams_that_stall_are_answered() {
+    let pipeline = Harness::new(Engines::Embedded)
+        .set("PULSESTREAM__INGEST__BODY_STALL_TIMEOUT", "300ms")
+        .start()
+        .await;
+    let http = reqwest::Client::builder().http2_prior_knowledge().build().expect("a client");
+    let post = |body: reqwest::Body| {
+        let request = http
+            .post(format!("{}/v1/events", pipeline.gateway_url()))
+            .header("x-api-key", &pipeline.key)
+            .header("idempotency-key", Uuid::new_v4().to_string())
+            .header("content-type", "application/json");
+        async { request.body(body).send().await.expect("an answer") }
+    };
+    let good = || post(event(pipeline.devices[0], 1.0).to_string().into());
+    let accepted = good().await;
+    assert_eq!(accepted.status(), 202);
+    assert_eq!(accepted.version(), reqwest::Version::HTTP_2);
+    let endless = || {
+        let frames = stream::pending::<Result<hyper::body::Frame<Bytes>, Infallible>>();
+        reqwest::Body::wrap(StreamBody::new(frames))
+    };
+    let stalled: Vec<_> = (0..300).map(|_| post(endless())).collect();
+    for answer in futures_util::future::join_all(stalled).await {
+        assert_eq!(answer.status(), 408);
+    }
+    assert_eq!(good().await.status(), 202, "on the same connection");
     pipeline.stop().await;
 }

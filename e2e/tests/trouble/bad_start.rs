@@ -126,6 +126,25 @@ async fn three_faults_are_reported_together() {
 }
 
 #[tokio::test]
+async fn a_certificate_without_its_key_or_that_is_not_there_is_refused() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let dir = folder.path().display().to_string();
+    let cert = ("PULSESTREAM__SERVER__TLS_CERT", "/nowhere/cert.pem");
+    let key = ("PULSESTREAM__SERVER__TLS_KEY", "/nowhere/key.pem");
+    for (one, other) in [(cert, "tls_key"), (key, "tls_cert")] {
+        let ended = run(&["up"], &variables(&[("DATA_DIR", &dir), one])).await;
+        assert_eq!(ended.code, Some(64), "{ended:?}");
+        assert!(
+            ended.stderr.contains(&format!("server.{other}: must be set as well")),
+            "{ended:?}"
+        );
+    }
+    let both = variables(&[("DATA_DIR", &dir), ("PORT", "0"), cert, key]);
+    let sentence = "server.tls_cert: /nowhere/cert.pem cannot be read";
+    refused(&run(&["up"], &both).await, 64, sentence);
+}
+
+#[tokio::test]
 async fn a_role_names_every_server_it_is_not_given() {
     for role in ["gateway", "consumer", "broadcaster"] {
         let none = run(&[role], &variables(&[])).await;

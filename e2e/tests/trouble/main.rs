@@ -18,3 +18,4 @@ mod own_kafka;
 mod poison;
 mod rolling;
 mod support;
+mod tls;

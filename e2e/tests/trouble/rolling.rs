@@ -63,12 +63,15 @@ async fn post_until(end: CancellationToken, client: Client) -> usize {
 /// Waits until the load balancer sends requests to this process.
 async fn takes_traffic(gateway: &Process) {
     let client = Client::new(&gateway.url, "");
-    wait_for("requests from the load balancer", PATIENCE, async || {
-        let text = client.get_text("/metrics").await.unwrap_or_default();
-        let accepted = text.lines().find(|line| line.contains("status=\"202\""));
-        accepted.is_some_and(|line| !line.ends_with(" 0"))
-    })
-    .await;
+    wait_for("requests from the load balancer", PATIENCE, async || accepted(&client).await > 0)
+        .await;
+}
+
+/// Requests this process has accepted.
+async fn accepted(client: &Client) -> u64 {
+    let text = client.get_text("/metrics").await.unwrap_or_default();
+    let line = text.lines().find(|line| line.contains("status=\"202\""));
+    line.and_then(|line| line.rsplit(' ').next()?.parse().ok()).unwrap_or(0)
 }
 
 /// haproxy before these gateways: it asks `/readyz` and, unlike by default, retries nothing, so that whatever
@@ -121,6 +124,32 @@ async fn in_its_grace_a_process_is_not_ready_and_serves_on() {
     .await;
     let answer = client.post(Uuid::new_v4(), &event(Uuid::new_v4(), 1.0)).await.expect("an answer");
     assert_eq!((answer.status, answer.header("connection")), (202, "close"), "{answer:?}");
+    process.signal("TERM").await;
+    assert_eq!(process.ended().await, Some(143));
+}
+
+/// What a client without a load balancer sees of a stop: each of its connections ends with an answer.
+#[tokio::test(flavor = "multi_thread")]
+async fn in_its_grace_a_process_fails_no_request_of_clients_that_connect_anew_when_asked() {
+    let grace = [("PULSESTREAM__SERVER__DRAIN_GRACE", "60s")];
+    let site = Site::with(Engines::Embedded, &grace).await;
+    let mut process = Process::start("up", &site.home.variables).await;
+    process.ready().await;
+    let (end, mut senders) = (CancellationToken::new(), JoinSet::new());
+    for _ in 0..8 {
+        senders.spawn(post_until(end.clone(), Client::new(&process.url, &site.key)));
+    }
+    takes_traffic(&process).await;
+    process.signal("TERM").await;
+    let client = Client::new(&process.url, "");
+    wait_for("the grace", PATIENCE, async || {
+        client.get("/readyz").await.expect("it listens").status == 503
+    })
+    .await;
+    let before = accepted(&client).await;
+    wait_for("more requests", PATIENCE, async || accepted(&client).await > before + 200).await;
+    end.cancel();
+    senders.join_all().await;
     process.signal("TERM").await;
     assert_eq!(process.ended().await, Some(143));
 }

@@ -72,8 +72,14 @@ section!(Server {
     drain_timeout: Duration,
     #[serde(with = "span")]
     header_timeout: Duration,
+    #[serde(with = "span")]
+    keep_alive_timeout: Duration,
+    #[serde(with = "span")]
+    max_connection_age: Duration,
     #[validate(range(min = 1, max = 1_000_000))]
     max_connections: usize,
+    tls_cert: PathBuf,
+    tls_key: PathBuf,
     cors_origins: Vec<String>,
     server_timing: bool,
     dev: bool,
@@ -222,11 +228,22 @@ impl Server {
         let address = self.host.trim_matches(['[', ']']).parse::<std::net::IpAddr>();
         self.host == "localhost" || address.is_ok_and(|address| address.is_loopback())
     }
+
+    /// True when it speaks TLS, and nothing else.
+    pub fn is_encrypted(&self) -> bool {
+        !self.tls_cert.as_os_str().is_empty()
+    }
+
+    /// How its URLs begin.
+    pub fn scheme(&self) -> &'static str {
+        if self.is_encrypted() { "https" } else { "http" }
+    }
 }
 
 impl Config {
     /// What no single setting can tell: settings that contradict each other.
     fn contradictions(&self) -> Vec<Fault> {
+        const SECOND: Duration = Duration::from_secs(1);
         const DAY: Duration = Duration::from_secs(86_400);
         let mut faults = Vec::new();
         let mut require = |holds: bool, setting: &str, message: &str| {
@@ -270,6 +287,27 @@ impl Config {
             (DAY..=3_660 * DAY).contains(&self.read.max_span),
             "read.max_span",
             "must be between 1d and 3660d",
+        );
+        let server = &self.server;
+        require(
+            server.keep_alive_timeout >= SECOND,
+            "server.keep_alive_timeout",
+            "must be at least 1s",
+        );
+        require(
+            server.max_connection_age >= SECOND,
+            "server.max_connection_age",
+            "must be at least 1s",
+        );
+        require(
+            server.is_encrypted() || server.tls_key.as_os_str().is_empty(),
+            "server.tls_cert",
+            "must be set as well, server.tls_key is",
+        );
+        require(
+            !server.is_encrypted() || !server.tls_key.as_os_str().is_empty(),
+            "server.tls_key",
+            "must be set as well, server.tls_cert is",
         );
         require(
             !self.server.dev || self.server.is_loopback(),

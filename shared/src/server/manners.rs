@@ -22,25 +22,21 @@ const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 pub(crate) struct Manners {
     cors: Option<Cors>,
     server_timing: bool,
-    leaving: AtomicBool,
 }
 
 impl Manners {
     pub(crate) fn new(config: &config::Server) -> Self {
-        Self {
-            cors: Cors::new(&config.cors_origins),
-            server_timing: config.server_timing,
-            leaving: AtomicBool::new(false),
-        }
+        Self { cors: Cors::new(&config.cors_origins), server_timing: config.server_timing }
     }
 
-    /// From now on every answer asks its client to connect anew, elsewhere.
-    pub(crate) fn leave(&self) {
-        self.leaving.store(true, Ordering::Relaxed);
-    }
-
-    /// The router's answer to a request, with what every answer has.
-    pub(crate) async fn answer(&self, router: &Router, request: Request) -> Response {
+    /// The router's answer to a request, with what every answer has. On a connection that is `closing` by
+    /// then, it asks the client to connect anew, elsewhere.
+    pub(crate) async fn answer(
+        &self,
+        router: &Router,
+        request: Request,
+        closing: &AtomicBool,
+    ) -> Response {
         let begun = self.server_timing.then(Instant::now);
         let id = request_id::of(request.headers());
         let version = request.version();
@@ -66,8 +62,8 @@ impl Manners {
                 headers.insert(SERVER_TIMING, value);
             }
         }
-        // HTTP/2 knows no such header; its connections are told when the drain begins.
-        if self.leaving.load(Ordering::Relaxed) && version <= Version::HTTP_11 && !switched {
+        // HTTP/2 knows no such header; its connections get GOAWAY.
+        if closing.load(Ordering::Relaxed) && version <= Version::HTTP_11 && !switched {
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         response
@@ -84,18 +80,19 @@ mod tests {
 
     fn manners(cors_origins: &[&str], server_timing: bool) -> Manners {
         let origins: Vec<String> = cors_origins.iter().map(|&origin| origin.to_owned()).collect();
-        Manners { cors: Cors::new(&origins), server_timing, leaving: AtomicBool::new(false) }
+        Manners { cors: Cors::new(&origins), server_timing }
     }
 
-    async fn ask(manners: &Manners, version: Version) -> Response {
+    async fn ask(manners: &Manners, version: Version, closing: bool) -> Response {
         let router = Router::new().route("/", get(async || Problem::from(Code::NotFound)));
         let request = Request::builder().version(version).header("x-request-id", "mine");
-        manners.answer(&router, request.body(Body::empty()).expect("a request")).await
+        let request = request.body(Body::empty()).expect("a request");
+        manners.answer(&router, request, &AtomicBool::new(closing)).await
     }
 
     #[tokio::test]
     async fn a_problem_tells_the_id_of_its_request() {
-        let answer = ask(&manners(&[], false), Version::HTTP_11).await;
+        let answer = ask(&manners(&[], false), Version::HTTP_11, false).await;
         assert_eq!(answer.headers()["x-request-id"], "mine");
         assert!(!answer.headers().contains_key("connection"));
         assert!(!answer.headers().contains_key(SERVER_TIMING));
@@ -105,16 +102,15 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_leaves_closes_connections_where_a_header_can() {
+    async fn a_closing_connection_is_told_where_a_header_can() {
         let manners = manners(&[], false);
-        manners.leave();
-        assert_eq!(ask(&manners, Version::HTTP_11).await.headers()["connection"], "close");
-        assert!(!ask(&manners, Version::HTTP_2).await.headers().contains_key("connection"));
+        assert_eq!(ask(&manners, Version::HTTP_11, true).await.headers()["connection"], "close");
+        assert!(!ask(&manners, Version::HTTP_2, true).await.headers().contains_key("connection"));
     }
 
     #[tokio::test]
     async fn the_time_an_answer_took_is_told_when_asked_for() {
-        let answer = ask(&manners(&[], true), Version::HTTP_11).await;
+        let answer = ask(&manners(&[], true), Version::HTTP_11, false).await;
         let text = answer.headers()[SERVER_TIMING].to_str().expect("text");
         let duration = text.strip_prefix("total;dur=").expect("the total");
         assert!(duration.parse::<f64>().is_ok_and(|ms| ms >= 0.0), "{text}");
