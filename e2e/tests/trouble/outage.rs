@@ -117,7 +117,7 @@ async fn names_what_it_waits_for(process: &Process, dependency: &str) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn kafka_absent_hung_and_back_loses_nothing_and_answers_fast() {
-    let mut kafka = OwnKafka::start().await;
+    let kafka = OwnKafka::start().await;
     let site = Site::with(Engines::Servers, &[("KAFKA_BROKERS", &kafka.brokers)]).await;
 
     kafka.kill().await;

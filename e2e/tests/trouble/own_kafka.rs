@@ -1,41 +1,114 @@
-//! A Kafka of a test's own, to be hung and killed.
+//! A Kafka of a test's own, to be hung and killed: one node, or three that keep three replicas.
 
-use std::path::Path;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
+use futures_util::future::join_all;
 use tokio::process::Command;
 
 /// Its data live in a scratch folder; it ends with this value.
 pub(crate) struct OwnKafka {
-    /// Its address.
+    /// Its address, or its addresses.
     pub(crate) brokers: String,
+    /// By their numbers, which begin at 1.
+    pub(crate) nodes: Vec<Node>,
     folder: tempfile::TempDir,
 }
 
+/// One process of it.
+#[derive(Clone)]
+pub(crate) struct Node {
+    /// As `scripts/services` calls it.
+    name: &'static str,
+    root: PathBuf,
+}
+
 impl OwnKafka {
+    /// One node.
     pub(crate) async fn start() -> Self {
-        let folder = tempfile::tempdir().expect("a folder");
-        let printed = services(folder.path(), &["up", "kafka"]).await;
-        let line = printed.lines().find_map(|line| line.strip_prefix("export KAFKA_BROKERS="));
-        Self { brokers: line.expect("an address").to_owned(), folder }
+        Self::of(&["kafka"]).await
     }
 
-    /// Sends a signal by name, such as `STOP`.
+    /// Three nodes.
+    pub(crate) async fn cluster() -> Self {
+        Self::of(&["kafka-1", "kafka-2", "kafka-3"]).await
+    }
+
+    async fn of(names: &[&'static str]) -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let printed = up(folder.path(), names).await;
+        let line = printed.lines().find_map(|line| line.strip_prefix("export KAFKA_BROKERS="));
+        let brokers = line.expect("an address").to_owned();
+        let node = |name| Node { name, root: folder.path().to_owned() };
+        Self { brokers, nodes: names.iter().copied().map(node).collect(), folder }
+    }
+
+    /// The node of that number.
+    pub(crate) fn node(&self, number: i32) -> &Node {
+        &self.nodes[usize::try_from(number - 1).expect("a number from 1")]
+    }
+
+    /// Sends every node a signal by name, such as `STOP`.
     pub(crate) async fn signal(&self, name: &str) {
-        let pid = std::fs::read_to_string(self.folder.path().join("kafka/pid")).expect("a pid");
+        join_all(self.nodes.iter().map(|node| node.signal(name))).await;
+    }
+
+    /// `kill -9` to every node; their data stay.
+    pub(crate) async fn kill(&self) {
+        self.signal("KILL").await;
+    }
+
+    /// Starts every node again on its data and port; returns when they answer.
+    pub(crate) async fn restart(&self) {
+        let names: Vec<_> = self.nodes.iter().map(|node| node.name).collect();
+        up(self.folder.path(), &names).await;
+    }
+}
+
+impl Node {
+    /// Sends it a signal by name.
+    pub(crate) async fn signal(&self, name: &str) {
+        let pid = std::fs::read_to_string(self.path("pid")).expect("a pid");
         let signal = format!("-{name}");
         let sent = Command::new("kill").args([&signal, pid.trim()]).status().await;
         assert!(sent.expect("kill runs").success());
     }
 
     /// `kill -9`; its data stay.
-    pub(crate) async fn kill(&mut self) {
+    pub(crate) async fn kill(&self) {
         self.signal("KILL").await;
     }
 
     /// Starts it again on its data and port; returns when it answers.
-    pub(crate) async fn restart(&mut self) {
-        services(self.folder.path(), &["up", "kafka"]).await;
+    pub(crate) async fn restart(&self) {
+        up(&self.root, &[self.name]).await;
+    }
+
+    /// Where it listens.
+    pub(crate) fn address(&self) -> String {
+        format!("127.0.0.1:{}", std::fs::read_to_string(self.path("port")).expect("a port").trim())
+    }
+
+    /// Starts it anew as one whose address is that one, to clients and to the other nodes.
+    pub(crate) async fn be_called(&self, address: SocketAddr) {
+        self.kill().await;
+        let path = self.path("server.properties");
+        let settings = std::fs::read_to_string(&path).expect("settings");
+        let (own, other) = (self.address(), address.to_string());
+        let lines = settings.lines().map(|line| match line.strip_prefix("advertised.listeners=") {
+            Some(listener) => {
+                format!("advertised.listeners={}\n", listener.replace(&own, &other))
+            }
+            None => format!("{line}\n"),
+        });
+        std::fs::write(&path, lines.collect::<String>()).expect("settings");
+        self.restart().await;
+    }
+
+    /// A file or folder of it.
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.root.join(self.name).join(name)
     }
 }
 
@@ -47,11 +120,12 @@ impl Drop for OwnKafka {
     }
 }
 
-async fn services(folder: &Path, arguments: &[&str]) -> String {
+async fn up(folder: &Path, names: &[&str]) -> String {
     let mut command = Command::new(script());
-    command.args(arguments).env("PULSESTREAM_SERVICES_DIR", folder).stderr(Stdio::inherit());
+    command.arg("up").args(names);
+    command.env("PULSESTREAM_SERVICES_DIR", folder).stderr(Stdio::inherit());
     let output = command.output().await.expect("the script runs");
-    assert!(output.status.success(), "{arguments:?}: {}", output.status);
+    assert!(output.status.success(), "{names:?}: {}", output.status);
     String::from_utf8(output.stdout).expect("text")
 }
 

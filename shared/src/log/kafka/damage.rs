@@ -79,6 +79,16 @@ pub async fn add_partitions(config: &KafkaConfig, count: usize) -> Result<(), Lo
     Ok(())
 }
 
+/// The broker that leads each partition of [`crate::log::Topic::Raw`]: whom to strike.
+///
+/// # Errors
+/// [`LogError::Unavailable`], as the brokers say.
+pub async fn leaders(config: &KafkaConfig) -> Result<Vec<i32>, LogError> {
+    let names = Names::of(config);
+    let topic = Readers::new(config).topic(&names.raw).await?;
+    topic.map(|topic| topic.leaders).ok_or_else(|| unavailable("there is no such topic"))
+}
+
 fn admin(config: &KafkaConfig) -> Result<AdminClient<Quiet>, LogError> {
     AdminClient::from_config_and_context(&client::settings(config), Quiet).map_err(unavailable)
 }

@@ -55,9 +55,19 @@ struct Position {
 
 /// What a topic looks like to the brokers.
 pub(super) struct TopicState {
-    pub(super) partitions: u32,
+    /// The broker that leads each partition, by partition number; negative where none does.
+    pub(super) leaders: Vec<i32>,
+}
+
+impl TopicState {
+    pub(super) fn partitions(&self) -> u32 {
+        u32::try_from(self.leaders.len()).unwrap_or(u32::MAX)
+    }
+
     /// Every partition has a leader.
-    pub(super) led: bool,
+    pub(super) fn led(&self) -> bool {
+        !self.leaders.is_empty() && self.leaders.iter().all(|leader| *leader >= 0)
+    }
 }
 
 type Work = Box<dyn FnOnce(&mut Reader) + Send>;
@@ -360,9 +370,9 @@ impl Reader {
             }
             Some(code) => return Err(unavailable(format!("topic {topic}: {code}"))),
         }
-        let partitions = found.partitions();
-        let led = !partitions.is_empty() && partitions.iter().all(|p| p.leader() >= 0);
-        Ok(Some(TopicState { partitions: u32::try_from(partitions.len()).unwrap_or(0), led }))
+        let mut leaders: Vec<_> = found.partitions().iter().map(|p| (p.id(), p.leader())).collect();
+        leaders.sort_unstable();
+        Ok(Some(TopicState { leaders: leaders.into_iter().map(|(_, leader)| leader).collect() }))
     }
 
     /// Lets go of the partition, so that nothing is fetched for nobody, and serves log lines.

@@ -143,7 +143,7 @@ pub(super) async fn create_topics(config: &KafkaConfig, names: &Names) -> Result
 pub(super) async fn wait_for_topics(readers: &Readers, names: &Names) -> Result<(), LogError> {
     let deadline = Instant::now() + CREATION_TIMEOUT;
     for topic in [&names.raw, &names.dlq, &names.meta] {
-        while !readers.topic(topic).await?.is_some_and(|state| state.led) {
+        while !readers.topic(topic).await?.is_some_and(|state| state.led()) {
             if Instant::now() > deadline {
                 return Err(unavailable(format!("topic {topic} was created but is not there")));
             }
@@ -155,7 +155,7 @@ pub(super) async fn wait_for_topics(readers: &Readers, names: &Names) -> Result<
 
 async fn check_partitions(readers: &Readers, names: &Names, wanted: u32) -> Result<(), LogError> {
     for topic in [&names.raw, &names.dlq] {
-        let found = readers.topic(topic).await?.map_or(0, |state| state.partitions);
+        let found = readers.topic(topic).await?.map_or(0, |state| state.partitions());
         if found != wanted {
             return Err(LogError::Unusable(format!(
                 "topic {topic} has {found} partitions where this log was made with {wanted}; \

@@ -67,7 +67,7 @@ async fn add_partitions(config: &KafkaConfig, count: usize) {
     let readers = super::super::reader::Readers::new(config);
     crate::testing::wait_for("the new partitions to be known", PATIENCE, || async {
         let state = readers.topic(&topic).await.unwrap().unwrap();
-        usize::try_from(state.partitions).unwrap() == count
+        usize::try_from(state.partitions()).unwrap() == count
     })
     .await;
 }
