@@ -31,6 +31,8 @@ pub(crate) struct GatewayMetrics {
     pub(crate) group_records: Histogram,
     /// Records without an offset, by kind.
     pub(crate) append_errors: IntCounterVec,
+    /// Partitions whose breaker is open: their devices are answered 503 at once.
+    pub(crate) breakers_open: IntGauge,
     /// Outcomes that were not written to the cache; their keys are taken over after their lease.
     pub(crate) outcomes_lost: IntCounter,
     /// Time from acceptance to the log's confirmation.
@@ -104,6 +106,10 @@ impl GatewayMetrics {
                 "append_errors_total",
                 "Records the log did not confirm.",
                 &["kind"],
+            ),
+            breakers_open: metrics.gauge(
+                "append_breakers_open",
+                "Partitions of the log that confirm nothing: their devices are answered 503 at once.",
             ),
             outcomes_lost: metrics.counter(
                 "idempotency_outcomes_lost_total",

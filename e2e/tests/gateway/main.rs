@@ -5,6 +5,7 @@
 
 mod access;
 mod batch;
+mod breaker;
 mod contract;
 mod crashes;
 mod idempotency;

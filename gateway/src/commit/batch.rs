@@ -19,7 +19,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::Answer;
-use super::breaker::LaneGate;
+use super::breaker::{Gates, Pass};
 use super::locks::{Age, Claim, Claimed, Lease, Locks};
 use super::settle::Change;
 use crate::idempotency::{done, fingerprint};
@@ -56,7 +56,7 @@ pub(super) struct BatchCommit {
     pub(super) locks: Arc<Locks>,
     pub(super) log: Arc<dyn EventLog>,
     pub(super) partitions: u32,
-    pub(super) gates: Arc<[LaneGate]>,
+    pub(super) gates: Arc<Gates>,
     /// Weak, or the settle stage would wait for the end of a door that stands open until the end.
     pub(super) settle: mpsc::WeakSender<Change>,
     pub(super) metrics: Arc<GatewayMetrics>,
@@ -160,12 +160,13 @@ impl BatchCommit {
             return;
         }
         let (mut records, mut places) = (Vec::with_capacity(turns.len()), Vec::new());
-        let mut admitted = vec![None; self.gates.len()];
+        let mut passes = Vec::new();
+        passes.resize_with(self.gates.len(), || None);
         let headers = ByLock::of(batch);
         for (index, (event, turn)) in batch.events.iter().zip(turns.iter_mut()).enumerate() {
             let Turn::Append(lease) = turn else { continue };
             let record = self.record(event, lease.as_ref(), whole, &headers);
-            if self.admits(&mut admitted, &record) {
+            if self.admits(&mut passes, &record) {
                 records.push(record);
                 places.push(index);
             } else {
@@ -207,12 +208,11 @@ impl BatchCommit {
     }
 
     /// Whether a record's partition takes records; asked once a batch for each partition.
-    fn admits(&self, admitted: &mut [Option<bool>], record: &NewRecord) -> bool {
+    fn admits(&self, passes: &mut [Option<Option<Pass>>], record: &NewRecord) -> bool {
         let lane = lane_of(record);
-        let (Some(known), Some(gate)) = (admitted.get_mut(lane), self.gates.get(lane)) else {
-            return false;
-        };
-        *known.get_or_insert_with(|| gate.admits())
+        let pass =
+            |asked: &mut Option<_>| asked.get_or_insert_with(|| self.gates.pass(lane)).is_some();
+        passes.get_mut(lane).is_some_and(pass)
     }
 
     /// An engine that keeps outcomes beside the log writes the batch's own with its records, which it
@@ -228,13 +228,13 @@ impl BatchCommit {
     }
 
     fn note_gates(&self, lanes: &[usize], results: &[AppendResult]) {
-        for (lane, gate) in self.gates.iter().enumerate() {
+        for lane in 0..self.gates.len() {
             let of_lane = lanes.iter().zip(results).filter(|(of, _)| **of == lane);
             let mut answered = of_lane
                 .map(|(_, result)| matches!(result, Ok(_) | Err(AppendError::Refused(_))))
                 .peekable();
             if answered.peek().is_some() {
-                gate.note(answered.any(|answered| answered));
+                self.gates.note(lane, answered.any(|answered| answered));
             }
         }
     }

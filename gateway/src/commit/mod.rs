@@ -40,7 +40,7 @@ mod stage;
 
 use batch::BatchCommit;
 pub(crate) use batch::{Batch, BatchAnswer, BatchEvent};
-use breaker::LaneGate;
+use breaker::{Gates, Pass};
 use locks::Lease;
 use share::{Place, Shares};
 
@@ -88,9 +88,10 @@ impl Answer {
 /// An attempt and where its answer goes.
 struct Waiting {
     attempt: Attempt,
-    /// The index of its lane and its gate: the partition of its device.
+    /// The index of its lane: the partition of its device.
     lane: usize,
     answer: oneshot::Sender<Answer>,
+    pass: Pass,
     /// In that partition's share.
     _place: Place,
 }
@@ -113,7 +114,7 @@ struct Owned {
 #[derive(Clone)]
 pub(crate) struct Committer {
     queue: mpsc::Sender<Waiting>,
-    gates: Arc<[LaneGate]>,
+    gates: Arc<Gates>,
     shares: Arc<Shares>,
     local: Arc<MemoryLocks>,
     batches: Arc<BatchCommit>,
@@ -140,14 +141,13 @@ impl Committer {
         let device = attempt.accepted.event.device_id.to_string();
         let partitions = u32::try_from(self.gates.len()).unwrap_or(1);
         let lane = usize::try_from(partition_of(device.as_bytes(), partitions)).unwrap_or(0);
-        let gate = self.gates.get(lane).filter(|gate| gate.admits()).ok_or(Code::LogUnavailable)?;
+        let pass = self.gates.pass(lane).ok_or(Code::LogUnavailable)?;
         let Some(place) = self.shares.take(lane) else {
-            gate.probe_unused();
             self.metrics.shed.partition.inc();
             return Err(Code::Overloaded);
         };
         let (answer, receiver) = oneshot::channel();
-        match self.queue.try_send(Waiting { attempt, lane, answer, _place: place }) {
+        match self.queue.try_send(Waiting { attempt, lane, answer, pass, _place: place }) {
             Ok(()) => Ok(receiver),
             Err(_) => {
                 self.metrics.shed.queue.inc();
@@ -184,7 +184,7 @@ impl Committer {
 pub(crate) fn start(context: &Context, metrics: Arc<GatewayMetrics>) -> Committer {
     let config = &context.config.ingest;
     let partitions = context.engine.partitions;
-    let gates: Arc<[LaneGate]> = (0..partitions).map(|_| LaneGate::default()).collect();
+    let gates = Arc::new(Gates::new(partitions, metrics.breakers_open.clone()));
     let stop = context.shutdown.stop.clone();
 
     let (settle_queue, settling) = mpsc::channel(SETTLE_QUEUE);
@@ -227,13 +227,7 @@ pub(crate) fn start(context: &Context, metrics: Arc<GatewayMetrics>) -> Committe
         metrics: metrics.clone(),
         max_event_age_ms: milliseconds(config.max_event_age),
     });
-    let stage = stage::LockStage {
-        locks,
-        lanes,
-        gates: gates.clone(),
-        settle: settle_queue,
-        metrics: metrics.clone(),
-    };
+    let stage = stage::LockStage { locks, lanes, settle: settle_queue, metrics: metrics.clone() };
     context.spawn("lock stage", stage.run(waiting, stop));
     let shares = Arc::new(Shares::new(gates.len(), config.max_in_flight));
     let places = Arc::new(Semaphore::new(config.max_batches));

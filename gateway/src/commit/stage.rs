@@ -6,7 +6,6 @@ use pulsestream_shared::problem::Code;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::breaker::LaneGate;
 use super::locks::{Age, Claim, Lease, Locks};
 use super::settle::Change;
 use super::{Answer, Attempt, MAX_GROUP, Owned, Waiting};
@@ -15,7 +14,6 @@ use crate::metrics::GatewayMetrics;
 pub(super) struct LockStage {
     pub(super) locks: Arc<Locks>,
     pub(super) lanes: Vec<mpsc::Sender<Owned>>,
-    pub(super) gates: Arc<[LaneGate]>,
     pub(super) settle: mpsc::Sender<Change>,
     pub(super) metrics: Arc<GatewayMetrics>,
 }
@@ -50,7 +48,7 @@ impl LockStage {
         for (waiting, claimed) in group.drain(..).zip(claimed) {
             match claimed {
                 Ok(lease) => self.send(waiting, lease),
-                Err(answer) => self.decline(waiting, answer),
+                Err(answer) => waiting.answer(answer),
             }
         }
     }
@@ -61,16 +59,7 @@ impl LockStage {
         let Err(refused) = lane.try_send(Owned { waiting, lease }) else { return };
         let Owned { waiting, lease } = refused.into_inner();
         Change::release(&lease).queue(&self.settle, &self.metrics);
-        self.decline(waiting, Answer::Failed(Code::Overloaded));
-    }
-
-    /// Answers an attempt that does not go to the log. Was it the probe of a closed gate, it has told
-    /// nothing about the log: the next attempt may probe.
-    fn decline(&self, waiting: Waiting, answer: Answer) {
-        if let Some(gate) = self.gates.get(waiting.lane) {
-            gate.probe_unused();
-        }
-        waiting.answer(answer);
+        waiting.answer(Answer::Failed(Code::Overloaded));
     }
 }
 
