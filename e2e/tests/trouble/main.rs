@@ -5,14 +5,17 @@
 #![expect(clippy::print_stderr, reason = "times that are told, not judged")]
 
 mod bad_start;
+mod brokers;
 mod cut_log;
 mod cut_while_live;
+mod dead_producer;
 mod fallen_out;
 mod first_place;
 mod full_log;
 mod keys;
 mod keys_away;
 mod life;
+mod load;
 mod outage;
 mod own_kafka;
 mod poison;

@@ -271,9 +271,13 @@ pub(crate) fn counter(registry: &Registry, name: &str, label: Option<(&str, &str
 
 /// Partitions a consumer stands in.
 pub(crate) fn assigned(registry: &Registry) -> i64 {
+    gauge(registry, "consumer_assigned_partitions")
+}
+
+/// A gauge without labels, `pulsestream_` left out; 0 when it is not there yet.
+pub(crate) fn gauge(registry: &Registry, name: &str) -> i64 {
     let families = registry.gather();
-    let name = "pulsestream_consumer_assigned_partitions";
-    let family = families.iter().find(|family| family.name() == name);
+    let family = families.iter().find(|f| f.name() == format!("pulsestream_{name}"));
     #[expect(clippy::cast_possible_truncation, reason = "a small count")]
     let count = family.map_or(0, |f| f.get_metric()[0].get_gauge().get_value() as i64);
     count
