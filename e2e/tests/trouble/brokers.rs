@@ -17,6 +17,7 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::load::{Load, Told, device_of, summary};
+use crate::outage::accept_at_last;
 use crate::own_kafka::OwnKafka;
 use crate::support::{Site, counter, gauge, kafka_config};
 
@@ -56,7 +57,7 @@ impl Cluster {
         // Every partition was appended to once: from here on nothing has to be looked for.
         for partition in 0..PARTITIONS {
             let device = device_of(partition, PARTITIONS);
-            accept_at_last(&cluster.client, device, Uuid::new_v4()).await;
+            accept_at_last(&cluster.client, device).await;
         }
         cluster
     }
@@ -102,15 +103,6 @@ pub(crate) async fn stored_once(site: &Site, told: &[Told]) {
     assert_eq!(stored.len(), distinct.len(), "stored twice");
     assert_eq!(counter(&consumer.registry, "dead_letters_total", None), 0);
     consumer.stop().await;
-}
-
-/// Posts one event again and again until it is accepted.
-async fn accept_at_last(client: &Client, device: Uuid, id: Uuid) {
-    let body = event(device, 1.0);
-    wait_for("an event to be accepted", PATIENCE, async || {
-        client.post(id, &body).await.expect("an answer").status == 202
-    })
-    .await;
 }
 
 fn tell(what: &str, told: &[Told]) {

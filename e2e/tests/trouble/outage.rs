@@ -142,7 +142,7 @@ async fn kafka_absent_hung_and_back_loses_nothing_and_answers_fast() {
     let back = Instant::now();
     let again = accept_at_last(&client, device).await;
     eprintln!("Kafka back: accepted again after {:?}", back.elapsed());
-    assert!(back.elapsed() < Duration::from_secs(8), "{:?}", back.elapsed());
+    assert!(back.elapsed() < Duration::from_secs(5), "{:?}", back.elapsed());
     accepted.push(again);
     accepted.push(EventId(client.accept(device, 4.0).await));
 
@@ -158,7 +158,7 @@ async fn kafka_absent_hung_and_back_loses_nothing_and_answers_fast() {
     site.remove().await;
 }
 
-/// With the gate closed an answer takes no time, but for the one probe in half a second that passes it.
+/// With the breaker open an answer takes no time, but for the one probe that passes it.
 async fn refuses_fast(client: &Client, device: Uuid) {
     let asked = (0..20).map(|_| async {
         let started = Instant::now();
@@ -170,11 +170,11 @@ async fn refuses_fast(client: &Client, device: Uuid) {
     let mut took = futures_util::future::join_all(asked).await;
     took.sort_unstable();
     eprintln!("Kafka hung: answers took {:?} to {:?}", took[0], took[19]);
-    assert!(took[17] < Duration::from_secs(1), "{took:?}");
+    assert!(took[18] < Duration::from_millis(100), "{took:?}");
 }
 
 /// Posts events of their own until one is accepted.
-async fn accept_at_last(client: &Client, device: Uuid) -> EventId {
+pub(crate) async fn accept_at_last(client: &Client, device: Uuid) -> EventId {
     let deadline = Instant::now() + PATIENCE;
     loop {
         let id = Uuid::new_v4();

@@ -19,7 +19,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::Answer;
-use super::breaker::{Gates, Pass};
+use super::breaker::{Breakers, Pass};
 use super::locks::{Age, Claim, Claimed, Lease, Locks};
 use super::settle::Change;
 use crate::idempotency::{done, fingerprint};
@@ -56,7 +56,7 @@ pub(super) struct BatchCommit {
     pub(super) locks: Arc<Locks>,
     pub(super) log: Arc<dyn EventLog>,
     pub(super) partitions: u32,
-    pub(super) gates: Arc<Gates>,
+    pub(super) breakers: Arc<Breakers>,
     /// Weak, or the settle stage would wait for the end of a door that stands open until the end.
     pub(super) settle: mpsc::WeakSender<Change>,
     pub(super) metrics: Arc<GatewayMetrics>,
@@ -161,7 +161,7 @@ impl BatchCommit {
         }
         let (mut records, mut places) = (Vec::with_capacity(turns.len()), Vec::new());
         let mut passes = Vec::new();
-        passes.resize_with(self.gates.len(), || None);
+        passes.resize_with(self.breakers.len(), || None);
         let headers = ByLock::of(batch);
         for (index, (event, turn)) in batch.events.iter().zip(turns.iter_mut()).enumerate() {
             let Turn::Append(lease) = turn else { continue };
@@ -183,7 +183,7 @@ impl BatchCommit {
         let started = std::time::Instant::now();
         let results = self.log.append(Topic::Raw, records).await;
         self.metrics.append_seconds.observe(started.elapsed().as_secs_f64());
-        self.note_gates(&lanes, &results);
+        self.note_breakers(&lanes, &results);
         for (index, result) in places.into_iter().zip(results) {
             if let Some(turn) = turns.get_mut(index) {
                 let lease = if let Turn::Append(lease) = turn { lease.take() } else { None };
@@ -211,7 +211,7 @@ impl BatchCommit {
     fn admits(&self, passes: &mut [Option<Option<Pass>>], record: &NewRecord) -> bool {
         let lane = lane_of(record);
         let pass =
-            |asked: &mut Option<_>| asked.get_or_insert_with(|| self.gates.pass(lane)).is_some();
+            |asked: &mut Option<_>| asked.get_or_insert_with(|| self.breakers.pass(lane)).is_some();
         passes.get_mut(lane).is_some_and(pass)
     }
 
@@ -227,14 +227,14 @@ impl BatchCommit {
         }
     }
 
-    fn note_gates(&self, lanes: &[usize], results: &[AppendResult]) {
-        for lane in 0..self.gates.len() {
+    fn note_breakers(&self, lanes: &[usize], results: &[AppendResult]) {
+        for lane in 0..self.breakers.len() {
             let of_lane = lanes.iter().zip(results).filter(|(of, _)| **of == lane);
             let mut answered = of_lane
                 .map(|(_, result)| matches!(result, Ok(_) | Err(AppendError::Refused(_))))
                 .peekable();
             if answered.peek().is_some() {
-                self.gates.note(lane, answered.any(|answered| answered));
+                self.breakers.note(lane, answered.any(|answered| answered));
             }
         }
     }

@@ -10,66 +10,66 @@ use pulsestream_shared::clock;
 const PROBE_AFTER_MS: i64 = 500;
 
 /// Whether each partition of the log takes records.
-pub(super) struct Gates {
-    gates: Vec<Gate>,
-    /// How many are closed.
-    closed: IntGauge,
+pub(super) struct Breakers {
+    breakers: Vec<Breaker>,
+    /// How many are open.
+    open: IntGauge,
 }
 
-/// Closed by a group of which nothing was confirmed, opened by the first confirmed record. While it is
-/// closed one attempt at a time passes, as a probe: each probe waits out the log's timeout, and its key
-/// is in doubt for the length of a lease.
+/// Opened by a group of which nothing was confirmed, closed by the first confirmed record. While it is
+/// open one attempt at a time passes, as a probe: each probe waits out the log's timeout, and its key is
+/// in doubt for the length of a lease.
 #[derive(Debug, Default)]
-struct Gate {
-    closed: AtomicBool,
-    probed: AtomicBool,
+struct Breaker {
+    open: AtomicBool,
+    probing: AtomicBool,
     next_probe_at_ms: AtomicI64,
 }
 
 /// Leave to go to the log, kept until the attempt is answered.
 pub(super) struct Pass(Option<Probe>);
 
-/// The one attempt that is let through a closed gate. When it ends without having asked the log, because
+/// The one attempt that is let through an open breaker. When it ends without having asked the log, because
 /// its key was taken or there was no room, the next attempt is the probe.
 struct Probe {
-    gates: Arc<Gates>,
+    breakers: Arc<Breakers>,
     partition: usize,
 }
 
-impl Gates {
-    pub(super) fn new(partitions: u32, closed: IntGauge) -> Self {
-        Self { gates: (0..partitions).map(|_| Gate::default()).collect(), closed }
+impl Breakers {
+    pub(super) fn new(partitions: u32, open: IntGauge) -> Self {
+        Self { breakers: (0..partitions).map(|_| Breaker::default()).collect(), open }
     }
 
     pub(super) fn len(&self) -> usize {
-        self.gates.len()
+        self.breakers.len()
     }
 
     /// Leave for an attempt to go to that partition, if there is any now.
     pub(super) fn pass(self: &Arc<Self>, partition: usize) -> Option<Pass> {
-        let gate = self.gates.get(partition)?;
-        if !gate.closed.load(Ordering::Relaxed) {
+        let breaker = self.breakers.get(partition)?;
+        if !breaker.open.load(Ordering::Relaxed) {
             return Some(Pass(None));
         }
-        let probe = || Probe { gates: self.clone(), partition };
-        gate.probe(clock::unix_ms()).then(|| Pass(Some(probe())))
+        let probe = || Probe { breakers: self.clone(), partition };
+        breaker.probe(clock::unix_ms()).then(|| Pass(Some(probe())))
     }
 
     /// True while only probes go to that partition.
-    pub(super) fn is_closed(&self, partition: usize) -> bool {
-        self.gates.get(partition).is_some_and(|gate| gate.closed.load(Ordering::Relaxed))
+    pub(super) fn is_open(&self, partition: usize) -> bool {
+        self.breakers.get(partition).is_some_and(|breaker| breaker.open.load(Ordering::Relaxed))
     }
 
     /// A group came back from that partition.
     pub(super) fn note(&self, partition: usize, any_confirmed: bool) {
-        let Some(gate) = self.gates.get(partition) else { return };
-        match gate.note(any_confirmed, clock::unix_ms()) {
+        let Some(breaker) = self.breakers.get(partition) else { return };
+        match breaker.note(any_confirmed, clock::unix_ms()) {
             Some(true) => {
-                self.closed.inc();
+                self.open.inc();
                 tracing::warn!(partition, "the log confirms nothing: breaker open");
             }
             Some(false) => {
-                self.closed.dec();
+                self.open.dec();
                 tracing::warn!(partition, "the log confirms records again: breaker closed");
             }
             None => {}
@@ -83,28 +83,28 @@ impl Pass {
     }
 }
 
-impl Gate {
+impl Breaker {
     fn probe(&self, now_ms: i64) -> bool {
         now_ms >= self.next_probe_at_ms.load(Ordering::Acquire)
-            && !self.probed.swap(true, Ordering::AcqRel)
+            && !self.probing.swap(true, Ordering::AcqRel)
     }
 
-    /// Whether it is closed from now on, when that is new.
+    /// Whether it is open from now on, when that is new.
     fn note(&self, any_confirmed: bool, now_ms: i64) -> Option<bool> {
         if !any_confirmed {
             self.next_probe_at_ms.store(now_ms + PROBE_AFTER_MS, Ordering::Release);
-        } else if !self.closed.load(Ordering::Relaxed) {
+        } else if !self.open.load(Ordering::Relaxed) {
             return None;
         }
-        let was = self.closed.swap(!any_confirmed, Ordering::Relaxed);
+        let was = self.open.swap(!any_confirmed, Ordering::Relaxed);
         (was == any_confirmed).then_some(!any_confirmed)
     }
 }
 
 impl Drop for Probe {
     fn drop(&mut self) {
-        if let Some(gate) = self.gates.gates.get(self.partition) {
-            gate.probed.store(false, Ordering::Release);
+        if let Some(breaker) = self.breakers.breakers.get(self.partition) {
+            breaker.probing.store(false, Ordering::Release);
         }
     }
 }
@@ -130,21 +130,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_closed_gate_lets_one_probe_through_at_a_time_and_one_success_opens_it() {
-        let gates = Arc::new(Gates::new(2, IntGauge::new("closed", "?").unwrap()));
-        let probe = |partition| gates.pass(partition).filter(Pass::is_probe);
-        let open = |partition| gates.pass(partition).is_some_and(|pass| !pass.is_probe());
-        let due =
-            |partition: usize| gates.gates[partition].next_probe_at_ms.store(0, Ordering::Release);
-        gates.note(0, false);
-        assert_eq!((gates.closed.get(), gates.is_closed(0), gates.is_closed(1)), (1, true, false));
-        assert!(open(1));
+    fn an_open_breaker_lets_one_probe_through_at_a_time_and_one_success_closes_it() {
+        let breakers = Arc::new(Breakers::new(2, IntGauge::new("open", "?").unwrap()));
+        let probe = |partition| breakers.pass(partition).filter(Pass::is_probe);
+        let free = |partition| breakers.pass(partition).is_some_and(|pass| !pass.is_probe());
+        let due = |partition: usize| {
+            breakers.breakers[partition].next_probe_at_ms.store(0, Ordering::Release)
+        };
+        breakers.note(0, false);
+        assert_eq!(
+            (breakers.open.get(), breakers.is_open(0), breakers.is_open(1)),
+            (1, true, false)
+        );
+        assert!(free(1));
         assert!(probe(0).is_none(), "too early");
 
         due(0);
         let first = probe(0).expect("a probe");
         assert!(probe(0).is_none(), "one at a time");
-        gates.note(0, false);
+        breakers.note(0, false);
         drop(first);
         assert!(probe(0).is_none(), "too early");
 
@@ -152,11 +156,11 @@ mod tests {
         let unused = probe(0).expect("a probe");
         drop(unused);
         let second = probe(0).expect("a probe in the place of one that asked nothing");
-        gates.note(0, true);
+        breakers.note(0, true);
         drop(second);
-        assert!(open(0) && gates.closed.get() == 0);
-        gates.note(0, true);
-        assert_eq!(gates.closed.get(), 0);
-        assert!(gates.pass(2).is_none());
+        assert!(free(0) && breakers.open.get() == 0);
+        breakers.note(0, true);
+        assert_eq!(breakers.open.get(), 0);
+        assert!(breakers.pass(2).is_none());
     }
 }

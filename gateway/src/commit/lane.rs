@@ -11,7 +11,7 @@ use pulsestream_shared::problem::Code;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::breaker::Gates;
+use super::breaker::Breakers;
 use super::settle::Change;
 use super::{Answer, MAX_GROUP, Owned};
 use crate::idempotency::done;
@@ -20,7 +20,7 @@ use crate::metrics::GatewayMetrics;
 pub(super) struct Lane {
     pub(super) log: Arc<dyn EventLog>,
     pub(super) partitions: u32,
-    pub(super) gates: Arc<Gates>,
+    pub(super) breakers: Arc<Breakers>,
     pub(super) index: usize,
     pub(super) settle: mpsc::Sender<Change>,
     pub(super) metrics: Arc<GatewayMetrics>,
@@ -43,7 +43,7 @@ impl Lane {
         }
         // What gathered behind a group that was waited for in vain need not wait as long again: it was not
         // tried, so its keys are free.
-        if self.gates.is_closed(self.index) {
+        if self.breakers.is_open(self.index) {
             for owned in group.extract_if(.., |owned| !owned.waiting.pass.is_probe()) {
                 let reason = "records before it were not confirmed".to_owned();
                 self.settle_one(owned, Err(AppendError::Unavailable(reason)));
@@ -60,7 +60,7 @@ impl Lane {
         // A refused record says nothing about the log.
         let answered =
             |result: &AppendResult| matches!(result, Ok(_) | Err(AppendError::Refused(_)));
-        self.gates.note(self.index, results.iter().any(answered));
+        self.breakers.note(self.index, results.iter().any(answered));
         for (owned, result) in group.into_iter().zip(results) {
             self.settle_one(owned, result);
         }

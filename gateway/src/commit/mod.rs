@@ -40,7 +40,7 @@ mod stage;
 
 use batch::BatchCommit;
 pub(crate) use batch::{Batch, BatchAnswer, BatchEvent};
-use breaker::{Gates, Pass};
+use breaker::{Breakers, Pass};
 use locks::Lease;
 use share::{Place, Shares};
 
@@ -114,7 +114,7 @@ struct Owned {
 #[derive(Clone)]
 pub(crate) struct Committer {
     queue: mpsc::Sender<Waiting>,
-    gates: Arc<Gates>,
+    breakers: Arc<Breakers>,
     shares: Arc<Shares>,
     local: Arc<MemoryLocks>,
     batches: Arc<BatchCommit>,
@@ -139,9 +139,9 @@ impl Committer {
     /// [`Code::Overloaded`] when too many attempts wait, here or for the partition.
     pub(crate) fn submit(&self, attempt: Attempt) -> Result<oneshot::Receiver<Answer>, Code> {
         let device = attempt.accepted.event.device_id.to_string();
-        let partitions = u32::try_from(self.gates.len()).unwrap_or(1);
+        let partitions = u32::try_from(self.breakers.len()).unwrap_or(1);
         let lane = usize::try_from(partition_of(device.as_bytes(), partitions)).unwrap_or(0);
-        let pass = self.gates.pass(lane).ok_or(Code::LogUnavailable)?;
+        let pass = self.breakers.pass(lane).ok_or(Code::LogUnavailable)?;
         let Some(place) = self.shares.take(lane) else {
             self.metrics.shed.partition.inc();
             return Err(Code::Overloaded);
@@ -184,7 +184,7 @@ impl Committer {
 pub(crate) fn start(context: &Context, metrics: Arc<GatewayMetrics>) -> Committer {
     let config = &context.config.ingest;
     let partitions = context.engine.partitions;
-    let gates = Arc::new(Gates::new(partitions, metrics.breakers_open.clone()));
+    let breakers = Arc::new(Breakers::new(partitions, metrics.breakers_open.clone()));
     let stop = context.shutdown.stop.clone();
 
     let (settle_queue, settling) = mpsc::channel(SETTLE_QUEUE);
@@ -193,13 +193,13 @@ pub(crate) fn start(context: &Context, metrics: Arc<GatewayMetrics>) -> Committe
     context.spawn("settle stage", settle.run(settling));
 
     let mut lanes = Vec::new();
-    for index in 0..gates.len() {
+    for index in 0..breakers.len() {
         let (queue, waiting) = mpsc::channel(LANE_QUEUE);
         lanes.push(queue);
         let lane = lane::Lane {
             log: context.engine.log.clone(),
             partitions,
-            gates: gates.clone(),
+            breakers: breakers.clone(),
             index,
             settle: settle_queue.clone(),
             metrics: metrics.clone(),
@@ -222,15 +222,15 @@ pub(crate) fn start(context: &Context, metrics: Arc<GatewayMetrics>) -> Committe
         locks: locks.clone(),
         log: context.engine.log.clone(),
         partitions,
-        gates: gates.clone(),
+        breakers: breakers.clone(),
         settle: settle_queue.downgrade(),
         metrics: metrics.clone(),
         max_event_age_ms: milliseconds(config.max_event_age),
     });
     let stage = stage::LockStage { locks, lanes, settle: settle_queue, metrics: metrics.clone() };
     context.spawn("lock stage", stage.run(waiting, stop));
-    let shares = Arc::new(Shares::new(gates.len(), config.max_in_flight));
+    let shares = Arc::new(Shares::new(breakers.len(), config.max_in_flight));
     let places = Arc::new(Semaphore::new(config.max_batches));
     let tasks = context.tasks.clone();
-    Committer { queue, gates, shares, local, batches, places, tasks, metrics }
+    Committer { queue, breakers, shares, local, batches, places, tasks, metrics }
 }
