@@ -25,11 +25,12 @@ const PARTITIONS: u32 = 6;
 /// `ingest.request_timeout` and a busy machine.
 const DEADLINE: Duration = Duration::from_secs(10);
 
-/// A gateway on three brokers.
+/// A gateway and a consumer on three brokers.
 struct Cluster {
     kafka: OwnKafka,
     site: Site,
     gateway: Running,
+    consumer: Running,
     client: Client,
     /// The leader of each partition.
     leaders: Vec<i32>,
@@ -52,8 +53,9 @@ impl Cluster {
         let site = Site::with(Engines::Servers, &variables).await;
         let leaders = damage::leaders(&kafka_config(&site.home.config())).await.expect("leaders");
         let gateway = start_gateway(&site.home).await;
+        let consumer = site.consumer().await;
         let client = Client::new(&gateway.url, &site.key);
-        let cluster = Self { kafka, site, gateway, client, leaders };
+        let cluster = Self { kafka, site, gateway, consumer, client, leaders };
         // Every partition was appended to once: from here on nothing has to be looked for.
         for partition in 0..PARTITIONS {
             let device = device_of(partition, PARTITIONS);
@@ -75,21 +77,22 @@ impl Cluster {
         told.iter().cloned().partition(|told| self.leaders[told.partition] == broker)
     }
 
-    /// Stores everything. What the devices were told is true, and was told in time.
+    /// What the devices were told is true, and was told in time.
     async fn verify_and_end(self, told: &[Told]) {
         let longest = told.iter().map(|told| told.took).max();
         assert!(longest < Some(DEADLINE), "an answer took {longest:?}");
+        stored_once(&self.site, &self.consumer, told).await;
+        self.consumer.stop().await;
         self.gateway.stop().await;
-        stored_once(&self.site, told).await;
         self.site.remove().await;
     }
 }
 
-/// Runs a consumer: what was accepted is stored, and nothing twice.
-pub(crate) async fn stored_once(site: &Site, told: &[Told]) {
+/// What was accepted is stored, and nothing twice.
+pub(crate) async fn stored_once(site: &Site, consumer: &Running, told: &[Told]) {
     let accepted: BTreeSet<_> =
         told.iter().filter(|told| told.status == 202).map(|told| told.id).collect();
-    let consumer = site.consumer().await;
+    let verified = Instant::now();
     wait_for("every acknowledged event to be stored", 3 * PATIENCE, async || {
         let count = site.tables.count_events().await.expect("a count");
         count >= accepted.len() as u64 && {
@@ -98,11 +101,11 @@ pub(crate) async fn stored_once(site: &Site, told: &[Told]) {
         }
     })
     .await;
+    eprintln!("everything stored {:?} after the last answer", verified.elapsed());
     let stored = site.stored_ids().await;
     let distinct: BTreeSet<_> = stored.iter().copied().collect();
     assert_eq!(stored.len(), distinct.len(), "stored twice");
     assert_eq!(counter(&consumer.registry, "dead_letters_total", None), 0);
-    consumer.stop().await;
 }
 
 fn tell(what: &str, told: &[Told]) {

@@ -54,7 +54,9 @@ async fn a_dead_producer_is_replaced_and_what_it_had_outstanding_is_neither_acce
     eprintln!("the producer died: {}", summary(told.iter()));
     let unknown = told.iter().filter(|told| told.partition == 0 && told.code == "outcome_unknown");
     assert!(unknown.count() > 0, "nothing was outstanding: {}", gateway.stderr());
-    stored_once(&site, &told).await;
+    let consumer = site.consumer().await;
+    stored_once(&site, &consumer, &told).await;
+    consumer.stop().await;
     drop(gateway);
     site.remove().await;
 }
