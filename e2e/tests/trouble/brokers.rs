@@ -8,11 +8,12 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use pulsestream_e2e::client::{Client, PATIENCE, event};
+use pulsestream_e2e::client::{Answer, Client, PATIENCE, event};
 use pulsestream_e2e::harness::{Engines, Running, start_gateway};
 use pulsestream_shared::log::kafka::damage;
 use pulsestream_shared::testing::proxy::{TcpProxy, Traffic};
 use pulsestream_shared::testing::wait_for;
+use serde_json::{Value, json};
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -178,11 +179,21 @@ async fn a_broker_that_answers_nobody_costs_only_the_devices_of_its_partitions()
     })
     .await;
     eprintln!("hung: breakers open after {:?}", struck.elapsed());
+    let batch = one_event_for_each_partition();
+    let answer = post_batch(&cluster.client, &batch).await;
+    let led_by_others = cluster.leaders.iter().filter(|leader| **leader != 1).count();
+    assert_eq!(answer.status, 207, "{answer:?}");
+    assert_eq!(answer.body["accepted"], led_by_others, "{answer:?}");
     tokio::time::sleep(Duration::from_secs(10)).await;
     proxy.restore();
     let back = Instant::now();
     wait_for("every breaker to close", PATIENCE, async || cluster.open_breakers() == 0).await;
     eprintln!("hung: breakers closed after {:?}", back.elapsed());
+    wait_for("the rest of the batch", PATIENCE, async || {
+        let answer = post_batch(&cluster.client, &batch).await;
+        answer.status == 202 && answer.body["duplicates"].as_u64() >= Some(led_by_others as u64)
+    })
+    .await;
     let told = load.stop().await;
 
     let (of_it, of_others) = cluster.by_leader(&told, 1);
@@ -191,6 +202,23 @@ async fn a_broker_that_answers_nobody_costs_only_the_devices_of_its_partitions()
     let failed = of_others.iter().find(|told| told.status != 202);
     assert!(!of_others.is_empty() && failed.is_none(), "{failed:?}");
     cluster.verify_and_end(&told).await;
+}
+
+fn one_event_for_each_partition() -> Value {
+    let of = |partition| {
+        let mut event = event(device_of(partition, PARTITIONS), 3.0);
+        event["id"] = json!(Uuid::new_v4());
+        event
+    };
+    (0..PARTITIONS).map(of).collect()
+}
+
+async fn post_batch(client: &Client, batch: &Value) -> Answer {
+    let post = |http: &reqwest::Client, url: &str| {
+        let request = http.post(format!("{url}/v1/events/batch"));
+        request.header("content-type", "application/json").body(batch.to_string())
+    };
+    client.send(post).await.expect("an answer")
 }
 
 #[tokio::test(flavor = "multi_thread")]
