@@ -229,12 +229,9 @@ impl BatchCommit {
 
     fn note_breakers(&self, lanes: &[usize], results: &[AppendResult]) {
         for lane in 0..self.breakers.len() {
-            let of_lane = lanes.iter().zip(results).filter(|(of, _)| **of == lane);
-            let mut answered = of_lane
-                .map(|(_, result)| matches!(result, Ok(_) | Err(AppendError::Refused(_))))
-                .peekable();
-            if answered.peek().is_some() {
-                self.breakers.note(lane, answered.any(|answered| answered));
+            let last = lanes.iter().zip(results).rfind(|(of, _)| **of == lane);
+            if let Some((_, last)) = last {
+                self.breakers.note(lane, last);
             }
         }
     }

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 
 use prometheus::IntGauge;
 use pulsestream_shared::clock;
+use pulsestream_shared::log::{AppendError, AppendResult};
 
 /// After a probe that came back with nothing the next one waits so long.
 const PROBE_AFTER_MS: i64 = 500;
@@ -16,7 +17,7 @@ pub(super) struct Breakers {
     open: IntGauge,
 }
 
-/// Opened by a group of which nothing was confirmed, closed by the first confirmed record. While it is
+/// Opened by a group whose last record was not confirmed, closed by one whose last record was. While it is
 /// open one attempt at a time passes, as a probe: each probe waits out the log's timeout, and its key is
 /// in doubt for the length of a lease.
 #[derive(Debug, Default)]
@@ -60,19 +61,21 @@ impl Breakers {
         self.breakers.get(partition).is_some_and(|breaker| breaker.open.load(Ordering::Relaxed))
     }
 
-    /// A group came back from that partition.
-    pub(super) fn note(&self, partition: usize, any_confirmed: bool) {
+    /// A group came back from that partition. Its last record tells how the log is now; earlier ones may
+    /// have been confirmed just before it began to hang.
+    pub(super) fn note(&self, partition: usize, last: &AppendResult) {
         let Some(breaker) = self.breakers.get(partition) else { return };
-        match breaker.note(any_confirmed, clock::unix_ms()) {
-            Some(true) => {
-                self.open.inc();
-                tracing::warn!(partition, "the log confirms nothing: breaker open");
-            }
-            Some(false) => {
-                self.open.dec();
-                tracing::warn!(partition, "the log confirms records again: breaker closed");
-            }
-            None => {}
+        // A refused record says nothing against the log.
+        let answers = matches!(last, Ok(_) | Err(AppendError::Refused(_)));
+        if !breaker.note(answers, clock::unix_ms()) {
+            return;
+        }
+        if answers {
+            self.open.dec();
+            tracing::warn!(partition, "the log confirms records again: breaker closed");
+        } else {
+            self.open.inc();
+            tracing::warn!(partition, "the log confirms nothing: breaker open");
         }
     }
 }
@@ -89,15 +92,14 @@ impl Breaker {
             && !self.probing.swap(true, Ordering::AcqRel)
     }
 
-    /// Whether it is open from now on, when that is new.
-    fn note(&self, any_confirmed: bool, now_ms: i64) -> Option<bool> {
-        if !any_confirmed {
+    /// True when it opened or closed.
+    fn note(&self, answers: bool, now_ms: i64) -> bool {
+        if !answers {
             self.next_probe_at_ms.store(now_ms + PROBE_AFTER_MS, Ordering::Release);
         } else if !self.open.load(Ordering::Relaxed) {
-            return None;
+            return false;
         }
-        let was = self.open.swap(!any_confirmed, Ordering::Relaxed);
-        (was == any_confirmed).then_some(!any_confirmed)
+        self.open.swap(!answers, Ordering::Relaxed) == answers
     }
 }
 
@@ -137,7 +139,8 @@ mod tests {
         let due = |partition: usize| {
             breakers.breakers[partition].next_probe_at_ms.store(0, Ordering::Release)
         };
-        breakers.note(0, false);
+        let in_doubt = Err(AppendError::Unknown("?".to_owned()));
+        breakers.note(0, &in_doubt);
         assert_eq!(
             (breakers.open.get(), breakers.is_open(0), breakers.is_open(1)),
             (1, true, false)
@@ -148,7 +151,7 @@ mod tests {
         due(0);
         let first = probe(0).expect("a probe");
         assert!(probe(0).is_none(), "one at a time");
-        breakers.note(0, false);
+        breakers.note(0, &in_doubt);
         drop(first);
         assert!(probe(0).is_none(), "too early");
 
@@ -156,10 +159,12 @@ mod tests {
         let unused = probe(0).expect("a probe");
         drop(unused);
         let second = probe(0).expect("a probe in the place of one that asked nothing");
-        breakers.note(0, true);
+        breakers.note(0, &Ok(7));
         drop(second);
         assert!(free(0) && breakers.open.get() == 0);
-        breakers.note(0, true);
+        breakers.note(0, &Ok(7));
+        assert_eq!(breakers.open.get(), 0);
+        breakers.note(0, &Err(AppendError::Refused("too large".to_owned())));
         assert_eq!(breakers.open.get(), 0);
         assert!(breakers.pass(2).is_none());
     }

@@ -57,10 +57,9 @@ impl Lane {
         let started = StdInstant::now();
         let results = self.log.append(Topic::Raw, records).await;
         self.metrics.append_seconds.observe(started.elapsed().as_secs_f64());
-        // A refused record says nothing about the log.
-        let answered =
-            |result: &AppendResult| matches!(result, Ok(_) | Err(AppendError::Refused(_)));
-        self.breakers.note(self.index, results.iter().any(answered));
+        if let Some(last) = results.last() {
+            self.breakers.note(self.index, last);
+        }
         for (owned, result) in group.into_iter().zip(results) {
             self.settle_one(owned, result);
         }
