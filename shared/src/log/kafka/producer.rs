@@ -6,7 +6,7 @@
 //!
 //! One producer is enough although a leader may hang: when a record times out, librdkafka lets all that is
 //! in flight come home and bumps its epoch before it sends again, and that costs the other partitions one
-//! pause of 0.3 to 0.8 s (a broker of three behind a black hole), not the seconds of the hung one.
+//! pause of 0.2 to 1 s (a broker of three behind a black hole), not the seconds of the hung one.
 //!
 //! What failed is told apart by code alone: the crate does not show librdkafka's own verdict on whether
 //! a record may have been persisted, so only codes that are the same on every attempt count as refusal.
