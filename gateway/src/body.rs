@@ -290,4 +290,6 @@ fn kind_of(raw: Option<&RawValue>) -> &'static str {
 }
 
 #[cfg(test)]
+mod fuzz;
+#[cfg(test)]
 mod tests;

@@ -33,6 +33,8 @@ mod cursor;
 mod devices;
 mod event;
 mod events;
+#[cfg(test)]
+mod fuzz;
 mod params;
 mod series;
 mod span;
