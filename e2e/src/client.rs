@@ -180,6 +180,14 @@ impl Dashboard {
         }
     }
 
+    /// The next event, or none for so long.
+    ///
+    /// # Panics
+    /// When the socket ends.
+    pub async fn next_within(&mut self, time: Duration) -> Option<Value> {
+        tokio::time::timeout(time, self.next()).await.ok()
+    }
+
     /// The next `count` events.
     ///
     /// # Panics

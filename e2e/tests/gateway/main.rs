@@ -2,12 +2,15 @@
 //! stream, and Redis away.
 
 #![expect(clippy::panic, reason = "tests end by panicking")]
+#![expect(clippy::print_stderr, reason = "times that are told, not judged")]
 
 mod access;
 mod batch;
 mod contract;
 mod crashes;
+mod hostile;
 mod idempotency;
+mod isolation;
 mod limits;
 mod live;
 mod manners;
