@@ -10,6 +10,7 @@ mod cut_while_live;
 mod fallen_out;
 mod first_place;
 mod full_log;
+mod kafka_faults;
 mod keys;
 mod keys_away;
 mod life;

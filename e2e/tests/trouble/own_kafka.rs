@@ -1,8 +1,11 @@
 //! A Kafka of a test's own, to be hung and killed.
 
+use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Stdio;
 
+use pulsestream_e2e::client::PATIENCE;
+use pulsestream_shared::testing::wait_for;
 use tokio::process::Command;
 
 /// Its data live in a scratch folder; it ends with this value.
@@ -18,6 +21,25 @@ impl OwnKafka {
         let printed = services(folder.path(), &["up", "kafka"]).await;
         let line = printed.lines().find_map(|line| line.strip_prefix("export KAFKA_BROKERS="));
         Self { brokers: line.expect("an address").to_owned(), folder }
+    }
+
+    /// Makes it tell its clients this address instead of its own, so that all they say passes there.
+    pub(crate) async fn advertise(&mut self, address: SocketAddr) {
+        let folder = self.folder.path().join("kafka");
+        let settings = folder.join("server.properties");
+        let text = std::fs::read_to_string(&settings).expect("settings");
+        let changed = text.lines().map(|line| match line.split_once('=') {
+            Some(("advertised.listeners", _)) => {
+                format!("advertised.listeners=PLAINTEXT://{address}\n")
+            }
+            _ => format!("{line}\n"),
+        });
+        std::fs::write(&settings, changed.collect::<String>()).expect("settings");
+        let pid = std::fs::read_to_string(folder.join("pid")).expect("a pid");
+        self.kill().await;
+        let process = format!("/proc/{}/cwd", pid.trim());
+        wait_for("its end", PATIENCE, async || std::fs::read_link(&process).is_err()).await;
+        self.restart().await;
     }
 
     /// Sends a signal by name, such as `STOP`.
