@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use futures_util::StreamExt as _;
+use futures_util::{SinkExt as _, StreamExt as _};
 use pulsestream_shared::clock;
 use reqwest::header::HeaderMap;
 use serde_json::{Value, json};
@@ -167,6 +167,14 @@ impl Dashboard {
             request.headers_mut().insert("x-api-key", key);
         }
         Ok(Self(connect_async(request).await?.0))
+    }
+
+    /// Sends a text.
+    ///
+    /// # Panics
+    /// When the socket is closed.
+    pub async fn say(&mut self, text: &str) {
+        self.0.send(Message::text(text)).await.expect("sent");
     }
 
     /// The next event.
