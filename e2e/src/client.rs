@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use futures_util::StreamExt as _;
+use futures_util::{SinkExt as _, StreamExt as _};
 use pulsestream_shared::clock;
 use reqwest::header::HeaderMap;
 use serde_json::{Value, json};
@@ -169,6 +169,14 @@ impl Dashboard {
         Ok(Self(connect_async(request).await?.0))
     }
 
+    /// Sends a text.
+    ///
+    /// # Panics
+    /// When the socket is closed.
+    pub async fn say(&mut self, text: &str) {
+        self.0.send(Message::text(text)).await.expect("sent");
+    }
+
     /// The next event.
     ///
     /// # Panics
@@ -178,6 +186,14 @@ impl Dashboard {
             Message::Text(text) => serde_json::from_str(&text).expect("an event's JSON"),
             other => panic!("expected an event, got {other:?}"),
         }
+    }
+
+    /// The next event, or none for so long.
+    ///
+    /// # Panics
+    /// When the socket ends.
+    pub async fn next_within(&mut self, time: Duration) -> Option<Value> {
+        tokio::time::timeout(time, self.next()).await.ok()
     }
 
     /// The next `count` events.

@@ -88,19 +88,31 @@ pub(crate) fn read(
     now_ms: i64,
     config: &config::Ingest,
 ) -> Result<Draft, Problem> {
+    let body = text(body)?;
     match read_plain(body, id, now_ms, config) {
         Some(draft) => Ok(draft),
         None => read_fields(body, id, now_ms, config),
     }
 }
 
+/// The body as text. The JSON library would not look at what it skips.
+///
+/// # Errors
+/// 400 with the place of the first byte that is not UTF-8.
+pub(crate) fn text(body: &[u8]) -> Result<&str, Problem> {
+    std::str::from_utf8(body).map_err(|error| {
+        let detail = format!("not UTF-8 from byte {} on", error.valid_up_to());
+        Problem::from(Code::InvalidJson).detail(detail)
+    })
+}
+
 /// `None` for anything that is not right in every field.
-fn read_plain(body: &[u8], id: Id, now_ms: i64, config: &config::Ingest) -> Option<Draft> {
+fn read_plain(body: &str, id: Id, now_ms: i64, config: &config::Ingest) -> Option<Draft> {
     // An array of the right values would be read as the struct.
-    if body.trim_ascii_start().first() != Some(&b'{') {
+    if !body.trim_ascii_start().starts_with('{') {
         return None;
     }
-    let plain: Plain<'_> = serde_json::from_slice(body).ok()?;
+    let plain: Plain<'_> = serde_json::from_str(body).ok()?;
     let event = Event {
         id: id.of(plain.id).ok()?,
         device_id: DeviceId::parse(&plain.device_id)?,
@@ -115,13 +127,8 @@ fn read_plain(body: &[u8], id: Id, now_ms: i64, config: &config::Ingest) -> Opti
     }
 }
 
-fn read_fields(
-    body: &[u8],
-    id: Id,
-    now_ms: i64,
-    config: &config::Ingest,
-) -> Result<Draft, Problem> {
-    let raw: &RawValue = serde_json::from_slice(body).map_err(|error| not_json(&error))?;
+fn read_fields(body: &str, id: Id, now_ms: i64, config: &config::Ingest) -> Result<Draft, Problem> {
+    let raw: &RawValue = serde_json::from_str(body).map_err(|error| not_json(&error))?;
     if !raw.get().starts_with('{') {
         let message = format!("Invalid input: expected object, received {}", kind_of(Some(raw)));
         return Err(invalid(vec![FieldError { field: String::new(), message }]));
@@ -289,5 +296,7 @@ fn kind_of(raw: Option<&RawValue>) -> &'static str {
     }
 }
 
+#[cfg(test)]
+mod fuzz;
 #[cfg(test)]
 mod tests;

@@ -21,6 +21,8 @@ mod budget;
 mod commit;
 mod encoding;
 mod headers;
+#[cfg(test)]
+mod hostile;
 mod idempotency;
 mod ingest;
 mod limits;

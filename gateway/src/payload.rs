@@ -98,3 +98,6 @@ pub(crate) fn media_type(headers: &HeaderMap) -> Option<String> {
 fn declared_length(headers: &HeaderMap) -> Option<u64> {
     headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
+
+#[cfg(test)]
+mod fuzz;

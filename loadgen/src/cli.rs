@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
-use pulsestream_loadgen::{bench, ingest, live};
+use pulsestream_loadgen::{bench, ingest, live, strangers};
 use uuid::Uuid;
 
 /// Devices and dashboards as load for PulseStream.
@@ -34,6 +34,9 @@ pub(crate) enum Command {
     /// Capacity in interleaved rounds against a baseline
     #[command(after_help = BENCH_EXAMPLES)]
     Bench(BenchArgs),
+    /// What a flood of unknown keys does to the latency of good events
+    #[command(after_help = STRANGERS_EXAMPLES)]
+    Strangers(StrangersArgs),
     /// A bare handler that answers 202, as the baseline of `bench`
     #[command(after_help = "Example:\n  loadgen baseline --port 3999 --threads 2")]
     Baseline(BaselineArgs),
@@ -57,6 +60,10 @@ Latency is this machine's clock minus the event's timestamp: sender and receiver
 const BENCH_EXAMPLES: &str = "Examples:
   loadgen bench --url http://localhost:3000 --key-file key.txt --connections 256 --pid 4711 \\
       --url-baseline http://localhost:3999 --pid-baseline 4712 --rounds 7 --duration 5 --json";
+
+const STRANGERS_EXAMPLES: &str = "Examples:
+  loadgen strangers --url http://localhost:3000 --key-file key.txt --rate 2000 --strangers 10000 \\
+      --rounds 7 --duration 5 --json";
 
 /// Where the API key comes from. Never the environment: it would show in every child process.
 #[derive(Debug, Args)]
@@ -243,6 +250,44 @@ impl BenchArgs {
             rounds: self.rounds,
             devices: self.devices,
             batch: self.batch,
+        })
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct StrangersArgs {
+    /// Gateway
+    #[arg(long)]
+    url: String,
+    #[command(flatten)]
+    key: KeyArgs,
+    /// Good events per second; half of what the gateway can do shows the most
+    #[arg(long, value_name = "EVENTS/S", default_value_t = 1_000.0)]
+    rate: f64,
+    /// Connections and devices of the good events
+    #[arg(long, default_value_t = 64, value_parser = count)]
+    connections: usize,
+    /// Requests with unknown keys per second
+    #[arg(long, value_name = "REQUESTS/S", default_value_t = 10_000.0)]
+    strangers: f64,
+    /// Seconds of each turn; a round has two
+    #[arg(long, value_name = "S", default_value = "5", value_parser = seconds)]
+    duration: Duration,
+    /// Rounds; odd, so that the median is one of them
+    #[arg(long, default_value_t = 7, value_parser = count)]
+    rounds: usize,
+}
+
+impl StrangersArgs {
+    pub(crate) fn options(self) -> Result<strangers::Options> {
+        Ok(strangers::Options {
+            key: self.key.read_required()?,
+            url: self.url,
+            rate: self.rate,
+            connections: self.connections,
+            strangers_per_s: self.strangers,
+            duration: self.duration,
+            rounds: self.rounds,
         })
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! [`ingest`] plays devices that POST events and writes down, per event, what it was told. [`live`]
 //! plays dashboards that hold WebSockets and counts what is repeated, out of order or missing.
-//! [`mod@bench`] measures capacity as a ratio to a bare handler ([`baseline`]) in interleaved rounds.
+//! [`mod@bench`] measures capacity as a ratio to a bare handler ([`baseline`]) in interleaved rounds,
+//! [`strangers`] what a flood of unknown keys does to the latency of those who have one.
 //!
 //! Deliberately absent: any knowledge of the product's inside. This crate depends on no other crate of
 //! the workspace and speaks only the public HTTP and WebSocket contract, so that a mistake in a shared
@@ -20,3 +21,4 @@ pub mod latency;
 pub mod ledger;
 pub mod live;
 mod process;
+pub mod strangers;

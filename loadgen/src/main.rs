@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
 use pulsestream_loadgen::control::Control;
-use pulsestream_loadgen::{baseline, bench, ingest, live};
+use pulsestream_loadgen::{baseline, bench, ingest, live, strangers};
 use serde::Serialize;
 use serde_json::Value;
 use tokio::net::TcpListener;
@@ -66,6 +66,10 @@ async fn run(cli: Cli) -> Result<ExitCode> {
         }
         Command::Bench(args) => {
             print(&bench::run(args.options()?).await?, cli.json)?;
+            true
+        }
+        Command::Strangers(args) => {
+            print(&strangers::run(args.options()?).await?, cli.json)?;
             true
         }
         Command::Baseline(args) => {

@@ -3,7 +3,7 @@
 //! A valid key is used for at most `keys.process_ttl` after it was read from the store, an unknown one is
 //! remembered for `keys.negative_ttl`. A change of a key is heard (`notices`) and takes effect at once:
 //! nothing read before it is remembered (`memory`). Requests that miss together cause one lookup, which
-//! goes on without them. While neither cache nor store answers, a key that was valid goes on for
+//! goes on without them. Keys that were never made are looked up at a bounded rate (`census`). While neither cache nor store answers, a key that was valid goes on for
 //! [`STALE`].
 
 use std::sync::Arc;
@@ -28,12 +28,14 @@ use crate::problem::{Code, Problem};
 use crate::service::Context;
 use crate::store::{KeyHash, KeyRecord, KeyStore, Scope, StoreError};
 
+mod census;
 mod door;
 mod memory;
 mod notices;
 #[cfg(test)]
 mod tests;
 
+use census::Census;
 use door::Doors;
 use memory::{Answer, Found, Joined, Lookup, Memory, Recall, Refusal};
 pub use notices::{KeyNotice, KeyNotices, announce};
@@ -139,6 +141,7 @@ pub struct Keyring {
     store: Arc<dyn KeyStore>,
     config: config::Keys,
     memory: Arc<Memory>,
+    census: Census,
     doors: Doors,
     counts: Counts,
     changed: broadcast::Sender<KeyHash>,
@@ -163,6 +166,7 @@ impl Keyring {
             store: engine.keys.clone(),
             memory: Memory::new(config.negative_ttl),
             config,
+            census: Census::new(),
             doors: Doors::default(),
             counts: Counts::new(&Metrics(&context.registry)),
             changed: broadcast::Sender::new(CHANGES_WAITING),
@@ -172,6 +176,10 @@ impl Keyring {
         let listening = keyring.clone().listen(notices);
         context.spawn("key notices", async move {
             stop.run_until_cancelled(listening).await;
+        });
+        let (stop, taker) = (context.shutdown.stop.clone(), keyring.clone());
+        context.spawn("key census", async move {
+            stop.run_until_cancelled(taker.census.follow(taker.store.as_ref())).await;
         });
         Ok(keyring)
     }
@@ -224,6 +232,7 @@ impl Keyring {
     fn hear(&self, notice: &KeyNotice) {
         match notice {
             KeyNotice::Changed(hashes) => {
+                self.census.add(hashes);
                 for hash in hashes {
                     self.memory.changed(hash);
                     // Nobody listens in a process without streams.
@@ -238,6 +247,10 @@ impl Keyring {
         let now = Instant::now();
         if let Some(recalled) = self.memory.recall(&hash, now) {
             return self.recalled(recalled);
+        }
+        if !self.census.admits(&hash, now) {
+            self.counts.count("store", "busy");
+            return Err(Refusal::Unavailable);
         }
         let answer = match self.memory.join(hash, now) {
             Joined::Recalled(recalled) => return self.recalled(recalled),

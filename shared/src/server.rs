@@ -16,6 +16,7 @@ use crate::config;
 
 mod connection;
 mod cors;
+mod impatience;
 mod manners;
 mod tls;
 

@@ -2,16 +2,20 @@
 //! stream, and Redis away.
 
 #![expect(clippy::panic, reason = "tests end by panicking")]
+#![expect(clippy::print_stderr, reason = "times that are told, not judged")]
 
 mod access;
 mod batch;
 mod breaker;
 mod contract;
 mod crashes;
+mod hostile;
 mod idempotency;
+mod isolation;
 mod limits;
 mod live;
 mod manners;
+mod original;
 mod raw;
 mod read;
 mod read_trouble;
@@ -20,3 +24,4 @@ mod refusals;
 mod repeats;
 mod selves;
 mod slow;
+mod strangers;

@@ -77,6 +77,17 @@ impl Raw {
     }
 }
 
+/// All that a server says to a `GET`, byte for byte but for the time of day.
+pub(crate) async fn said_to_get(url: &str, path: &str, key: &str, headers: &str) -> String {
+    let mut raw = Raw::connect(url).await;
+    let head = format!("GET {path} HTTP/1.1\r\nhost: test\r\nx-request-id: same\r\n");
+    raw.send(format!("{head}x-api-key: {key}\r\n{headers}\r\n")).await;
+    let mut bytes = Vec::new();
+    timeout(PATIENCE, raw.0.read_to_end(&mut bytes)).await.expect("in time").expect("read");
+    let text = String::from_utf8(bytes).expect("text");
+    text.split_inclusive("\r\n").filter(|line| !line.starts_with("date: ")).collect()
+}
+
 fn parse(bytes: &[u8]) -> Option<Heard> {
     let text = String::from_utf8_lossy(bytes);
     let (head, body) = text.split_once("\r\n\r\n")?;

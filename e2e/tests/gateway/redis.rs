@@ -1,8 +1,10 @@
-//! Redis refuses, resets or hangs: events are accepted all the same, marked, and settled by the store.
+//! Redis refuses, resets, half-closes, hangs, delays or trickles: events are accepted all the same, marked,
+//! shown at once and settled by the store.
 
 use std::time::Duration;
 
-use pulsestream_e2e::client::{Answer, Client, PATIENCE, event};
+use futures_util::future::join_all;
+use pulsestream_e2e::client::{Answer, Client, Dashboard, PATIENCE, event};
 use pulsestream_e2e::harness::{Engines, Harness, Pipeline, start_gateway};
 use pulsestream_shared::codec;
 use pulsestream_shared::event::EventId;
@@ -53,6 +55,8 @@ async fn unsure_header(pipeline: &Pipeline, id: Uuid) -> Option<String> {
 async fn accepts_without_redis(break_it: impl Fn(&TcpProxy)) {
     let (pipeline, proxy) = behind_a_proxy().await;
     let (client, device) = (pipeline.client(), pipeline.devices[0]);
+    let url = pipeline.stream_url();
+    let mut dashboard = Dashboard::connect(url, &pipeline.key, "").await.expect("connected");
     let sure = client.accept(device, 0.0).await;
     let cold = client.with_key(&pipeline.home.make_key("cold").await);
     break_it(&proxy);
@@ -70,6 +74,12 @@ async fn accepts_without_redis(break_it: impl Fn(&TcpProxy)) {
     assert_eq!((again.status, again.header("idempotency-replayed")), (202, "true"));
     let other = post_quickly(&client, id, &event(device, 2.0)).await;
     assert_problem(&other, 422, "idempotency_mismatch");
+    // Live delivery finds another way than the bus.
+    let shown = dashboard.take(20).await;
+    assert!(
+        shown.iter().map(|event| &event["value"]).eq(&(0..20).collect::<Vec<_>>()),
+        "{shown:?}"
+    );
 
     proxy.restore();
     wait_for("Redis to be used again", PATIENCE, async || {
@@ -94,6 +104,78 @@ async fn events_are_accepted_while_redis_refuses() {
 #[tokio::test(flavor = "multi_thread")]
 async fn events_are_accepted_while_redis_hangs() {
     accepts_without_redis(|proxy| proxy.set(Traffic::Pause)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn events_are_accepted_while_every_answer_of_redis_is_late() {
+    accepts_without_redis(|proxy| proxy.set(Traffic::Delay(Duration::from_millis(500)))).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn events_are_accepted_while_redis_trickles() {
+    accepts_without_redis(|proxy| proxy.set(Traffic::Trickle(20))).await;
+}
+
+/// Strikes the connections to Redis again and again: each answer is a quick 202, by a shared lock or by a
+/// local one, and each event is stored once.
+async fn accepts_between(strike: impl Fn(&TcpProxy)) {
+    let (pipeline, proxy) = behind_a_proxy().await;
+    let (client, device) = (pipeline.client(), pipeline.devices[0]);
+    let mut sent = Vec::new();
+    let mut local = 0;
+    for value in 0..30 {
+        strike(&proxy);
+        let (id, body) = (Uuid::new_v4(), event(device, value.into()));
+        let answer = post_quickly(&client, id, &body).await;
+        assert_eq!(answer.status, 202, "{answer:?}");
+        local += u32::from(answer.header("idempotency-status") == "local");
+        let again = post_quickly(&client, id, &body).await;
+        // Its outcome may have been lost with the connection, not its fingerprint.
+        assert!(matches!(again.status, 202 | 409), "{again:?}");
+        sent.push(id);
+    }
+    eprintln!("{local} of 30 under a local lock");
+    wait_for("Redis to be used again", PATIENCE, async || {
+        let answer = post_quickly(&client, Uuid::new_v4(), &event(device, 0.0)).await;
+        answer.status == 202 && answer.header("idempotency-status").is_empty()
+    })
+    .await;
+    let last = client.accept(device, 0.0).await;
+    let stored = stored_until(&pipeline, last).await;
+    assert!(sent.iter().all(|id| stored.get(id) == Some(&1)), "{stored:?}");
+    pipeline.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn events_are_accepted_while_connections_to_redis_are_reset() {
+    accepts_between(TcpProxy::cut).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn events_are_accepted_while_redis_closes_its_half_of_each_connection() {
+    accepts_between(TcpProxy::half_close).await;
+}
+
+/// At the edge of its timeout Redis is waited for by groups of requests, not by one after the other.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redis_that_is_only_just_in_time_slows_no_request_by_more_than_that() {
+    let (pipeline, proxy) = behind_a_proxy().await;
+    let (client, device) = (pipeline.client(), pipeline.devices[0]);
+    client.accept(device, 0.0).await;
+    for traffic in [Traffic::Delay(Duration::from_millis(40)), Traffic::Trickle(20_000)] {
+        proxy.set(traffic);
+        let begun = Instant::now();
+        let answers = join_all((0..200).map(|value| {
+            let (client, body) = (client.clone(), event(Uuid::new_v4(), value.into()));
+            async move { client.post(Uuid::new_v4(), &body).await.expect("an answer") }
+        }));
+        let answers = answers.await;
+        eprintln!("{traffic:?}: 200 posts took {:?}", begun.elapsed());
+        assert!(answers.iter().all(|answer| answer.status == 202), "{answers:?}");
+        assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
+        proxy.restore();
+    }
+    pipeline.stop().await;
 }
 
 /// Interleaving 8.

@@ -12,6 +12,7 @@ mod dead_producer;
 mod fallen_out;
 mod first_place;
 mod full_log;
+mod kafka_faults;
 mod keys;
 mod keys_away;
 mod life;

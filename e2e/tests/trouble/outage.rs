@@ -159,7 +159,7 @@ async fn kafka_absent_hung_and_back_loses_nothing_and_answers_fast() {
 }
 
 /// With the breaker open an answer takes no time, but for the one probe that passes it.
-async fn refuses_fast(client: &Client, device: Uuid) {
+pub(crate) async fn refuses_fast(client: &Client, device: Uuid) {
     let asked = (0..20).map(|_| async {
         let started = Instant::now();
         let answer = client.post(Uuid::new_v4(), &event(device, 3.0)).await.expect("an answer");

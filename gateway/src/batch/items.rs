@@ -4,7 +4,6 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
-use pulsestream_shared::cache::Fingerprint;
 use pulsestream_shared::config;
 use pulsestream_shared::event::{DeviceId, EventId};
 use pulsestream_shared::problem::{Code, Problem};
@@ -55,7 +54,7 @@ impl Items {
         if texts.is_empty() {
             return Err(Problem::from(Code::BatchInvalid).detail("the batch holds no event"));
         }
-        let mut judge = Judge { config, now_ms, events: Vec::new(), own_ids: HashMap::new() };
+        let mut judge = Judge { config, now_ms, events: Vec::new(), first: HashMap::new() };
         let mut places = Vec::with_capacity(texts.len());
         for (index, text) in texts.into_iter().enumerate() {
             let derived = key.map(|key| derived_id(key, index));
@@ -81,8 +80,8 @@ struct Judge<'a> {
     config: &'a config::Ingest,
     now_ms: i64,
     events: Vec<BatchEvent>,
-    /// What was said first under each id that came with an event.
-    own_ids: HashMap<EventId, Fingerprint>,
+    /// Which of them has each id. Derived ids too: a client can send one of its batch's as an event's own.
+    first: HashMap<EventId, usize>,
 }
 
 impl Judge<'_> {
@@ -97,18 +96,18 @@ impl Judge<'_> {
             Err(problem) => return Place::Invalid(id_in(text).or(derived), problem),
         };
         let id = draft.event.id;
-        let own_id = derived != Some(id);
-        if own_id {
-            match self.own_ids.entry(id) {
-                Entry::Vacant(place) => drop(place.insert(fingerprint(&draft.event))),
-                Entry::Occupied(first) if *first.get() == fingerprint(&draft.event) => {
+        match self.first.entry(id) {
+            Entry::Vacant(place) => drop(place.insert(self.events.len())),
+            Entry::Occupied(first) => {
+                let said = fingerprint(&draft.event);
+                let first = self.events.get(*first.get());
+                if first.is_some_and(|first| fingerprint(&first.event) == said) {
                     return Place::Repeat(id);
                 }
-                Entry::Occupied(_) => {
-                    return Place::Invalid(Some(id), Code::IdempotencyMismatch.into());
-                }
+                return Place::Invalid(Some(id), Code::IdempotencyMismatch.into());
             }
         }
+        let own_id = derived != Some(id);
         self.events.push(BatchEvent { event: draft.event, own_id, too_old: draft.too_old });
         Place::Event(self.events.len() - 1)
     }
@@ -192,6 +191,15 @@ mod tests {
         let Place::Invalid(id, problem) = &items.places[2] else { panic!() };
         assert_eq!(id.unwrap().to_string(), own);
         assert_eq!(problem.code(), Code::IdempotencyMismatch);
+    }
+
+    #[test]
+    fn a_derived_id_sent_as_another_events_own_is_that_id() {
+        let derived = derived_id(EventId(Uuid::from_u128(5)), 1).to_string();
+        assert_eq!(shape(&read(&[event(Some(&derived), 1.0), event(None, 2.0)], Some(5))), "ei");
+        assert_eq!(shape(&read(&[event(Some(&derived), 1.0), event(None, 1.0)], Some(5))), "er");
+        let derived = derived_id(EventId(Uuid::from_u128(5)), 0).to_string();
+        assert_eq!(shape(&read(&[event(None, 2.0), event(Some(&derived), 1.0)], Some(5))), "ei");
     }
 
     #[test]

@@ -14,6 +14,8 @@ use pulsestream_shared::problem::{Code, Problem};
 use tokio::time::{Instant, timeout_at};
 
 mod answer;
+#[cfg(test)]
+mod fuzz;
 mod items;
 mod split;
 

@@ -5,6 +5,8 @@ use pulsestream_shared::problem::{Code, Problem};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
+use crate::body::text;
+
 /// How a batch is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Format {
@@ -41,17 +43,16 @@ struct Wrapper<'a> {
 /// 400 when the body is not JSON, or neither an array nor an object with the array `events`.
 pub(crate) fn split(body: &[u8], format: Format) -> Result<Vec<&[u8]>, Problem> {
     let bytes = |raw: Vec<_>| raw.into_iter().map(|raw: &RawValue| raw.get().as_bytes()).collect();
-    match (format, body.trim_ascii_start().first()) {
-        (Format::Ndjson, _) => {
-            let lines = body.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii);
-            Ok(lines.filter(|line| !line.is_empty()).collect())
-        }
-        (Format::Json, Some(b'{')) => {
-            let wrapper: Wrapper<'_> = serde_json::from_slice(body).map_err(|e| not_json(&e))?;
-            Ok(bytes(wrapper.events))
-        }
-        (Format::Json, _) => serde_json::from_slice(body).map(bytes).map_err(|e| not_json(&e)),
+    if format == Format::Ndjson {
+        let lines = body.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii);
+        return Ok(lines.filter(|line| !line.is_empty()).collect());
     }
+    let body = text(body)?;
+    if !body.trim_ascii_start().starts_with('{') {
+        return serde_json::from_str(body).map(bytes).map_err(|e| not_json(&e));
+    }
+    let wrapper: Wrapper<'_> = serde_json::from_str(body).map_err(|e| not_json(&e))?;
+    Ok(bytes(wrapper.events))
 }
 
 fn not_json(error: &serde_json::Error) -> Problem {
@@ -89,5 +90,7 @@ mod tests {
             let problem = split(body.as_bytes(), Format::Json).unwrap_err();
             assert_eq!(problem.code(), Code::InvalidJson, "{body}");
         }
+        let skipped = split(b"{\"events\":[],\"more\":\"\xff\"}", Format::Json).unwrap_err();
+        assert_eq!(skipped.code(), Code::InvalidJson);
     }
 }

@@ -73,6 +73,10 @@ fn what_is_not_json_is_told_so() {
     let utf8 =
         read(b"{\"eventType\":\"\xff\"}", Id::Given(EventId(Uuid::from_u128(1))), NOW_MS, &config);
     assert_eq!(utf8.unwrap_err().code(), Code::InvalidJson);
+    // In a field that is ignored as well.
+    let skipped = [body("}", ",\"more\":\"").as_bytes(), b"\xff\"}"].concat();
+    let skipped = read(&skipped, Id::Given(EventId(Uuid::from_u128(1))), NOW_MS, &config);
+    assert_eq!(skipped.unwrap_err().code(), Code::InvalidJson);
 }
 
 #[test]

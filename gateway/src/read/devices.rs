@@ -33,7 +33,7 @@ pub(super) async fn list(
     let limit = params.optional("limit", params::limit(MOST)).unwrap_or(100);
     params.check()?;
     let since_ms = read.bounds.oldest_ms(clock::unix_ms());
-    let page = read.ask(read.query.devices(client, since_ms, after, limit)).await?;
+    let page = read.ask(client, read.query.devices(client, since_ms, after, limit)).await?;
     ok(&List {
         data: page.rows.into_iter().map(DeviceBody::from).collect(),
         next_cursor: page.next.map(|device| binding.seal(&device)),
@@ -55,7 +55,7 @@ pub(super) async fn one(
     params.check()?;
     let device = device.ok_or(Code::BadRequest)?;
     let since_ms = read.bounds.oldest_ms(clock::unix_ms());
-    let state = read.ask(read.query.device(client, device, since_ms)).await?;
+    let state = read.ask(client, read.query.device(client, device, since_ms)).await?;
     let missing = || Problem::from(Code::NotFound).detail("no event of this device is stored");
     ok(&Data { data: DeviceBody::from(state.ok_or_else(missing)?) })
 }

@@ -41,7 +41,7 @@ pub(super) async fn one(
     }
     params.check()?;
     let id = id.ok_or(Code::BadRequest)?;
-    let data = match read.ask(read.query.event(client, id)).await? {
+    let data = match read.ask(client, read.query.event(client, id)).await? {
         Some(Found::Stored(event)) => {
             Status::Stored { event: Box::new((*event).into()), status: "stored" }
         }

@@ -44,7 +44,7 @@ pub(super) async fn list(
     params.check()?;
 
     let query = EventsQuery { client, device, event_type, span, order, after, limit, now_ms };
-    let page = read.ask(read.query.events(&query)).await?;
+    let page = read.ask(client, read.query.events(&query)).await?;
     ok(&List {
         data: page.rows.into_iter().map(EventBody::from).collect(),
         next_cursor: page.next.map(|key| binding.seal(&key)),

@@ -5,11 +5,9 @@
 //! through [`Read::ask`]. The client is always the key's and never comes from the request, so nothing a
 //! request holds can lead to another tenant's data.
 //!
-//! Reading is bounded apart from writing: [`Turns`] lets few queries run and few wait, so that readers
-//! can neither take the gateway's places nor load the database beyond `read.concurrent`.
+//! Reading is bounded apart from writing, and each client within it: [`turns`].
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::Router;
 use axum::http::{HeaderMap, HeaderValue, header};
@@ -17,14 +15,12 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, get};
 use pulsestream_shared::auth::Keyring;
 use pulsestream_shared::cache::Cache;
-use pulsestream_shared::config::Config;
 use pulsestream_shared::event::ClientId;
 use pulsestream_shared::problem::{Code, Problem, not_allowed};
 use pulsestream_shared::request_id;
 use pulsestream_shared::store::query::QueryError;
 use pulsestream_shared::store::{EventQuery, Scope, StoreError};
 use serde::Serialize;
-use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::commit::Committer;
 use crate::metrics::GatewayMetrics;
@@ -33,11 +29,15 @@ mod cursor;
 mod devices;
 mod event;
 mod events;
+#[cfg(test)]
+mod fuzz;
 mod params;
 mod series;
 mod span;
+mod turns;
 
 pub(crate) use self::span::Bounds;
+pub(crate) use self::turns::Turns;
 
 /// What the routes need.
 pub(crate) struct Read {
@@ -73,12 +73,13 @@ impl Read {
         Ok(self.keyring.authorize(headers, Scope::EventsRead).await?.client)
     }
 
-    /// Asks the store, when it is this query's turn.
+    /// Asks the store, when it is this client's turn.
     async fn ask<T>(
         &self,
+        client: ClientId,
         question: impl Future<Output = Result<T, QueryError>>,
     ) -> Result<T, Problem> {
-        let (result, answer) = match self.turns.wait().await {
+        let (result, answer) = match self.turns.wait(client).await {
             None => ("shed", Err(Code::Overloaded.into())),
             Some(_turn) => match question.await {
                 Ok(answer) => ("answered", Ok(answer)),
@@ -100,34 +101,6 @@ fn tell(error: &StoreError) {
         tracing::warn!(%error, request_id, "a query was not answered");
     } else {
         tracing::error!(%error, request_id, "queries cannot be answered");
-    }
-}
-
-/// Whose turn it is to ask the store.
-pub(crate) struct Turns {
-    running: Semaphore,
-    waiting: Semaphore,
-    max_wait: Duration,
-}
-
-/// Queries that may wait for each one that may run; more are turned away at once.
-const WAITING_PER_RUNNING: usize = 8;
-
-impl Turns {
-    pub(crate) fn new(config: &Config) -> Self {
-        let concurrent = usize::try_from(config.read.concurrent).unwrap_or(1);
-        Self {
-            running: Semaphore::new(concurrent),
-            waiting: Semaphore::new(concurrent * WAITING_PER_RUNNING),
-            max_wait: config.read.max_wait,
-        }
-    }
-
-    /// `None` when too many wait, or this one has waited too long.
-    async fn wait(&self) -> Option<SemaphorePermit<'_>> {
-        let _place = self.waiting.try_acquire().ok()?;
-        let turn = tokio::time::timeout(self.max_wait, self.running.acquire()).await;
-        turn.ok()?.ok()
     }
 }
 
@@ -157,40 +130,4 @@ struct Data<T> {
 struct List<T> {
     data: Vec<T>,
     next_cursor: Option<String>,
-}
-
-#[cfg(test)]
-mod tests {
-    use tokio::time::Instant;
-
-    use super::*;
-
-    const WAIT: Duration = Duration::from_millis(50);
-
-    fn one_at_a_time() -> Turns {
-        Turns { running: Semaphore::new(1), waiting: Semaphore::new(1), max_wait: WAIT }
-    }
-
-    #[tokio::test]
-    async fn a_query_waits_for_its_turn_a_while_and_no_longer() {
-        let turns = one_at_a_time();
-        let first = turns.wait().await.expect("the first runs");
-        let started = Instant::now();
-        assert!(turns.wait().await.is_none());
-        assert!(started.elapsed() >= WAIT);
-        let (second, ()) = tokio::join!(turns.wait(), async { drop(first) });
-        assert!(second.is_some());
-    }
-
-    #[tokio::test]
-    async fn beyond_the_waiting_room_queries_are_turned_away_at_once() {
-        let turns = one_at_a_time();
-        let first = turns.wait().await.expect("the first runs");
-        let late = async {
-            assert!(turns.wait().await.is_none(), "one waits already");
-            drop(first);
-        };
-        let (second, ()) = tokio::join!(turns.wait(), late);
-        assert!(second.is_some(), "the one that waited runs");
-    }
 }

@@ -45,7 +45,7 @@ pub(super) async fn list(
         return Err(Code::BadRequest.into());
     };
     let query = SeriesQuery { client, device, event_type, span, step_ms };
-    let buckets = read.ask(read.query.series(&query)).await?;
+    let buckets = read.ask(client, read.query.series(&query)).await?;
     ok(&Series { data: buckets.into_iter().map(BucketBody::from).collect(), step: step_ms })
 }
 

@@ -5,3 +5,4 @@
 mod dashboards;
 mod devices;
 mod server;
+mod strangers;

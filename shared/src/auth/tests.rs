@@ -4,6 +4,7 @@ use futures_util::future::join_all;
 use prometheus::Registry;
 use tempfile::TempDir;
 
+use super::census::ABSENT_AT_ONCE;
 use super::door::{STORE_LOOKUPS, WAITING};
 use super::*;
 use crate::cache::embedded::{EmbeddedCache, EmbeddedCacheBounds};
@@ -54,6 +55,7 @@ impl Desk {
             store: Arc::new(FaultKeyStore::new(store.clone(), faults.clone())),
             memory: Memory::new(config.negative_ttl),
             config,
+            census: Census::new(),
             doors: Doors::default(),
             counts: Counts::new(&Metrics(&Registry::new())),
             changed: broadcast::Sender::new(CHANGES_WAITING),
@@ -190,6 +192,32 @@ async fn a_flood_of_unknown_keys_has_half_the_places_and_the_rest_is_refused_at_
     };
     let (statuses, ()) = tokio::join!(flood, beside);
     assert!(statuses.iter().all(|status| matches!(status, 401 | 503)));
+    desk.close().await;
+}
+
+#[tokio::test]
+async fn a_flood_of_keys_that_were_never_made_is_not_looked_up_and_keys_never_used_are() {
+    let desk = Desk::open().await;
+    desk.make("old").await;
+    let mut seen = 0;
+    desk.keyring.census.look(desk.store.as_ref(), &mut seen).await.unwrap();
+    let mut flooded = 0;
+    for wave in 0..40 {
+        let flood: Vec<_> = (0..200).map(|number| format!("bad{wave}x{number}")).collect();
+        let statuses = join_all(flood.iter().map(|key| desk.status(key))).await;
+        assert!(statuses.iter().all(|status| matches!(status, 401 | 503)));
+        flooded += statuses.iter().filter(|status| **status == 503).count();
+    }
+    assert!(flooded > 0 && desk.counted("store", "miss") >= u64::from(ABSENT_AT_ONCE));
+    assert_eq!(desk.counted("store", "busy"), flooded as u64);
+    assert_eq!(desk.status("old").await, 200);
+    // Of a key made meanwhile this process has heard, or reads of it in the store.
+    let heard = desk.make("heard").await;
+    desk.hear_changed(heard);
+    assert_eq!(desk.status("heard").await, 200);
+    desk.make("read").await;
+    desk.keyring.census.look(desk.store.as_ref(), &mut seen).await.unwrap();
+    assert_eq!(desk.status("read").await, 200);
     desk.close().await;
 }
 

@@ -75,6 +75,8 @@ section!(Server {
     #[serde(with = "span")]
     keep_alive_timeout: Duration,
     #[serde(with = "span")]
+    write_stall_timeout: Duration,
+    #[serde(with = "span")]
     max_connection_age: Duration,
     #[validate(range(min = 1, max = 1_000_000))]
     max_connections: usize,
@@ -292,6 +294,11 @@ impl Config {
         require(
             server.keep_alive_timeout >= SECOND,
             "server.keep_alive_timeout",
+            "must be at least 1s",
+        );
+        require(
+            server.write_stall_timeout >= SECOND,
+            "server.write_stall_timeout",
             "must be at least 1s",
         );
         require(

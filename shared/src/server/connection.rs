@@ -1,12 +1,14 @@
 //! The life of one connection: TLS, its requests, and its end.
 //!
-//! It ends in one of these ways, and none of them cuts a request that has begun:
+//! It ends in one of these ways, and none but the last cuts a request that has begun:
 //! - its client closes it, or is idle for `keep_alive_timeout`, or sends no first request within
 //!   `header_timeout` (as long again for the TLS handshake before it);
 //! - it is `max_connection_age` old, or the process leaves: HTTP/1.1 answers say `Connection: close`,
 //!   HTTP/2 gets GOAWAY. An idle HTTP/1.1 connection is left alone then: closing it would race with the
 //!   client's next request, and clients do not repeat a POST by themselves;
-//! - the process drains: whatever is idle is closed.
+//! - the process drains: whatever is idle is closed;
+//! - its client takes nothing of what is written for `write_stall_timeout`. An HTTP/2 client can still leave
+//!   answers lying by its windows: 128 of them, no longer than it answers pings.
 
 use std::convert::Infallible;
 use std::iter;
@@ -30,6 +32,7 @@ use tokio::time::{sleep, timeout};
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 
+use super::impatience::Impatient;
 use super::tls::Tls;
 use crate::config;
 use crate::service::App;
@@ -54,6 +57,7 @@ pub(crate) struct Terms {
     tls: Option<Arc<Tls>>,
     http: auto::Builder<TokioExecutor>,
     header_timeout: Duration,
+    write_stall_timeout: Duration,
     max_age: Duration,
 }
 
@@ -82,6 +86,7 @@ impl Terms {
             tls,
             http,
             header_timeout: config.header_timeout,
+            write_stall_timeout: config.write_stall_timeout,
             max_age: config.max_connection_age,
         }
     }
@@ -131,7 +136,8 @@ impl Terms {
                 }
             }
         });
-        let connection = self.http.serve_connection_with_upgrades(TokioIo::new(stream), service);
+        let stream = TokioIo::new(Impatient::new(stream, self.write_stall_timeout));
+        let connection = self.http.serve_connection_with_upgrades(stream, service);
         tokio::pin!(connection);
         // Alone in a set, it is polled when it wakes and not with every step of the connection: that took
         // 280 ns each time instead of 65, most of it for the locks of two tokens all connections share.

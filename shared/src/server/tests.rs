@@ -34,6 +34,7 @@ fn settings() -> config::Server {
     let mut server = config::load(None, std::iter::empty(), &[]).expect("defaults").config.server;
     (server.header_timeout, server.keep_alive_timeout) = (LONG, LONG);
     (server.max_connection_age, server.drain_timeout) = (LONG, LONG);
+    server.write_stall_timeout = LONG;
     server
 }
 
@@ -208,6 +209,46 @@ async fn an_old_connection_is_asked_to_come_anew() {
     let mut old = server.http2().await;
     old.ask().await;
     old.sent_away().await;
+}
+
+/// More than the kernel takes in for a client that reads nothing.
+const LONG_ANSWER: usize = 64 << 20;
+
+#[tokio::test]
+async fn an_answer_that_nobody_reads_is_given_up() {
+    let router = Router::new().route("/", get(async || vec![b'x'; LONG_ANSWER]));
+    let settings = config::Server { write_stall_timeout: SOON, ..settings() };
+    let server = Server::answering(settings, router).await;
+    let mut stream = server.connect().await;
+    stream.write_all(b"GET / HTTP/1.1\r\nhost: test\r\n\r\n").await.expect("sent");
+    server.shutdown.drain.cancel();
+    timeout(PATIENCE, server.task).await.expect("cut").expect("no panic");
+    // What the kernel had taken in is there, the rest is not.
+    let mut bytes = Vec::new();
+    let end = timeout(PATIENCE, stream.read_to_end(&mut bytes)).await.expect("in time");
+    assert!(bytes.len() < LONG_ANSWER, "{end:?}");
+}
+
+#[tokio::test]
+async fn an_answer_that_is_read_slowly_is_sent_whole() {
+    let router = Router::new().route("/", get(async || vec![b'x'; LONG_ANSWER]));
+    let patience = SOON * 10;
+    let settings = config::Server { write_stall_timeout: patience, ..settings() };
+    let server = Server::answering(settings, router).await;
+    let mut stream = server.connect().await;
+    stream
+        .write_all(b"GET / HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n")
+        .await
+        .expect("sent");
+    let (begun, mut heard) = (tokio::time::Instant::now(), 0);
+    let mut chunk = vec![0; LONG_ANSWER / 32];
+    while heard < LONG_ANSWER {
+        // Slower in all than the patience, never silent for so long.
+        tokio::time::sleep(SOON).await;
+        heard +=
+            timeout(PATIENCE, stream.read_exact(&mut chunk)).await.expect("in time").expect("read");
+    }
+    assert!(begun.elapsed() > patience);
 }
 
 #[tokio::test]

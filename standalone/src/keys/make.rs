@@ -9,8 +9,9 @@ use time::format_description::well_known::Rfc3339;
 /// Characters of a made key after `ps_live_`: 32 of 32 symbols, 160 bits.
 const RANDOM_CHARS: usize = 32;
 const ALPHABET: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
-/// Characters of a key that are shown and stored in clear.
-const PREFIX_CHARS: usize = 14;
+/// Characters of a key that are shown and stored in clear. After `ps_live_` 12 of them are random: 60 bits,
+/// so that no two keys ever made begin alike, and 100 bits stay secret.
+const PREFIX_CHARS: usize = 20;
 
 /// What a new key is to be.
 pub(super) struct Wanted {

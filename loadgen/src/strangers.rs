@@ -1,0 +1,221 @@
+//! What a flood of unknown keys costs those who have one: `loadgen strangers`.
+//!
+//! Good events are sent on a schedule, in turns alone and beside requests whose API keys were never made,
+//! each another one; a round's result is the ratio of the two 99th percentiles, and the median of the
+//! ratios is the run's. Latency is from the actual send: one program makes both loads, and what it is late
+//! by itself is not the server's. A stranger that is answered late asks later and is counted as late, so
+//! that a slow server is not shown a smaller flood unseen.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde::{Deserialize, Serialize};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout_at};
+use uuid::Uuid;
+
+use crate::bench::median;
+use crate::http::{Connection, Origin};
+use crate::ingest;
+use crate::latency::Percentiles;
+
+/// Connections the strangers share.
+const CONNECTIONS: usize = 64;
+/// How long good events flow before the first round.
+const WARM_UP: Duration = Duration::from_secs(1);
+/// A stranger that is not answered this long after its turn is given up.
+const STRAGGLER: Duration = Duration::from_secs(5);
+
+/// One measurement.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// `http://host:port` of a gateway.
+    pub url: String,
+    /// A key that works.
+    pub key: String,
+    /// Good events per second.
+    pub rate: f64,
+    /// Connections and devices of the good events.
+    pub connections: usize,
+    /// Requests with unknown keys per second.
+    pub strangers_per_s: f64,
+    /// Length of each turn; a round has two.
+    pub duration: Duration,
+    /// How many rounds.
+    pub rounds: usize,
+}
+
+/// The medians and the rounds they are of.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    /// Median of the 99th percentiles of good events alone, milliseconds.
+    pub p99_alone_ms: f64,
+    /// The same beside strangers.
+    pub p99_beside_ms: f64,
+    /// Median of the per-round ratios beside / alone.
+    pub p99_ratio: f64,
+    /// Every round in order.
+    pub rounds: Vec<Round>,
+}
+
+/// One round.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Round {
+    /// Good events with the gateway to themselves.
+    pub alone: Turn,
+    /// Good events beside the strangers.
+    pub beside: Turn,
+    /// The strangers.
+    pub strangers: Strangers,
+}
+
+/// Good events of one turn.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Turn {
+    /// Answers by status.
+    pub by_status: BTreeMap<u16, u64>,
+    /// From the send to the answer.
+    pub latency_ms: Percentiles,
+}
+
+/// Requests with unknown keys of one turn.
+#[derive(Debug, Default, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Strangers {
+    /// Answers by status.
+    pub by_status: BTreeMap<u16, u64>,
+    /// Requests that ended with a broken connection, or never.
+    pub errors: u64,
+    /// Requests that the schedule wanted and that were left out, because the one before was late.
+    pub late: u64,
+}
+
+/// Runs all rounds.
+///
+/// # Errors
+/// Options that make no sense, or good events that are not accepted.
+pub async fn run(options: Options) -> Result<Report> {
+    let origin = Origin::parse(&options.url)?;
+    ensure!(options.rounds > 0 && options.strangers_per_s > 0.0, "nothing to do");
+    let warm = good(&options, WARM_UP).await?;
+    ensure!(warm.by_status.contains_key(&202), "good events are answered {:?}", warm.by_status);
+    let mut rounds = Vec::new();
+    for _ in 0..options.rounds {
+        let alone = good(&options, options.duration).await?;
+        let (beside, strangers) =
+            tokio::join!(good(&options, options.duration), flood(&origin, &options));
+        rounds.push(Round { alone, beside: beside?, strangers: strangers? });
+    }
+    let of = |value: fn(&Round) -> f64| median(rounds.iter().map(value)).unwrap_or_default();
+    Ok(Report {
+        p99_alone_ms: of(|round| round.alone.latency_ms.p99),
+        p99_beside_ms: of(|round| round.beside.latency_ms.p99),
+        p99_ratio: of(|round| round.beside.latency_ms.p99 / round.alone.latency_ms.p99),
+        rounds,
+    })
+}
+
+async fn good(options: &Options, duration: Duration) -> Result<Turn> {
+    let report = ingest::run(ingest::Options {
+        rate: Some(options.rate),
+        devices: options.connections,
+        connections: options.connections,
+        duration,
+        ..ingest::Options::new(&options.url, &options.key)
+    });
+    let report = report.await?;
+    let latency_ms = report.latency_ms.actual;
+    Ok(Turn { by_status: report.answers_by_status, latency_ms })
+}
+
+async fn flood(origin: &Origin, options: &Options) -> Result<Strangers> {
+    let period = Duration::try_from_secs_f64(CONNECTIONS as f64 / options.strangers_per_s)?;
+    let start = Instant::now();
+    let mut asking = JoinSet::new();
+    for number in 0..CONNECTIONS {
+        let first = start + period.mul_f64(number as f64 / CONNECTIONS as f64);
+        let stranger = Stranger { origin: origin.clone(), request: Request::new(origin) };
+        asking.spawn(stranger.run(first, period, start + options.duration));
+    }
+    let mut all = Strangers::default();
+    while let Some(asked) = asking.join_next().await {
+        let asked = asked.context("a stranger panicked")?;
+        all.errors += asked.errors;
+        all.late += asked.late;
+        for (status, count) in asked.by_status {
+            *all.by_status.entry(status).or_default() += count;
+        }
+    }
+    Ok(all)
+}
+
+/// One connection.
+struct Stranger {
+    origin: Origin,
+    request: Request,
+}
+
+impl Stranger {
+    async fn run(mut self, first: Instant, period: Duration, end: Instant) -> Strangers {
+        let mut asked = Strangers::default();
+        let mut ticks = interval_at(first, period);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+        let (mut connection, mut wanted) = (None, 0);
+        loop {
+            let due = ticks.tick().await;
+            if due >= end {
+                return asked;
+            }
+            let turn = (due - first).div_duration_f64(period).round() as u64;
+            asked.late += turn.saturating_sub(wanted);
+            wanted = turn + 1;
+            match timeout_at(end + STRAGGLER, self.ask(&mut connection)).await {
+                Ok(Ok(status)) => *asked.by_status.entry(status).or_default() += 1,
+                Ok(Err(_)) | Err(_) => {
+                    connection = None;
+                    asked.errors += 1;
+                }
+            }
+        }
+    }
+
+    async fn ask(&mut self, connection: &mut Option<Connection>) -> std::io::Result<u16> {
+        let open = match connection {
+            Some(open) => open,
+            None => connection.insert(Connection::open(&self.origin).await?),
+        };
+        self.request.take_another_key();
+        let answer = open.exchange(&self.request.bytes).await?;
+        if answer.close {
+            *connection = None;
+        }
+        Ok(answer.status)
+    }
+}
+
+/// A whole request whose API key is overwritten in place.
+struct Request {
+    bytes: Vec<u8>,
+    key: Range<usize>,
+}
+
+impl Request {
+    fn new(origin: &Origin) -> Self {
+        let head = format!(
+            "POST {}/v1/events HTTP/1.1\r\nhost: {}\r\ncontent-type: application/json\r\n\
+             idempotency-key: {}\r\ncontent-length: 2\r\nx-api-key: ps_live_",
+            origin.path,
+            origin.authority,
+            Uuid::new_v4()
+        );
+        let key = head.len()..head.len() + uuid::fmt::Simple::LENGTH;
+        let digits = "0".repeat(uuid::fmt::Simple::LENGTH);
+        Self { bytes: format!("{head}{digits}\r\n\r\n{{}}").into_bytes(), key }
+    }
+
+    fn take_another_key(&mut self) {
+        let key = Uuid::new_v4();
+        key.simple().encode_lower(&mut self.bytes[self.key.clone()]);
+    }
+}
