@@ -12,7 +12,7 @@ use pulsestream_e2e::harness::{self, Engines, Home, Running};
 use pulsestream_shared::config::Config;
 use pulsestream_shared::event::{ClientId, EventId};
 use pulsestream_shared::log::embedded::{EmbeddedConfig, EmbeddedLog};
-use pulsestream_shared::log::kafka::{KafkaConfig, KafkaLog, damage};
+use pulsestream_shared::log::kafka::{ClientMetrics, KafkaConfig, KafkaLog, damage};
 use pulsestream_shared::log::{
     Bounds, EventLog, Identity, LogIdentity, Offset, Partition, ReadLimit, Record, STORE_GROUP,
     Topic,
@@ -155,7 +155,8 @@ impl Log {
         let config = home.config();
         if home.engines == Engines::Servers {
             let config = kafka_config(&config);
-            let log = KafkaLog::open(config.clone()).await.expect("the log");
+            let log =
+                KafkaLog::open(config.clone(), ClientMetrics::unseen()).await.expect("the log");
             return Self::Kafka(Box::new(log), config);
         }
         let config = EmbeddedConfig {

@@ -1,21 +1,28 @@
 //! What is known to be down is not waited for.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 
 use pulsestream_shared::clock;
+
+use crate::metrics::BreakerMetrics;
 
 /// One probe in so many milliseconds passes a closed gate.
 const PROBE_EVERY_MS: i64 = 500;
 
 /// Whether a partition of the log takes records. Closed by a group of which nothing was confirmed,
 /// opened by the first confirmed record; while closed, one attempt in [`PROBE_EVERY_MS`] passes.
-#[derive(Debug, Default)]
 pub(super) struct LaneGate {
+    metrics: Arc<BreakerMetrics>,
     closed: AtomicBool,
     next_probe_at_ms: AtomicI64,
 }
 
 impl LaneGate {
+    pub(super) fn new(metrics: Arc<BreakerMetrics>) -> Self {
+        Self { metrics, closed: AtomicBool::new(false), next_probe_at_ms: AtomicI64::new(0) }
+    }
+
     /// True when an attempt may enter.
     pub(super) fn admits(&self) -> bool {
         !self.closed.load(Ordering::Relaxed) || self.is_probe(clock::unix_ms())
@@ -42,25 +49,36 @@ impl LaneGate {
 
     /// A group came back.
     pub(super) fn note(&self, any_confirmed: bool) {
-        if any_confirmed == self.closed.load(Ordering::Relaxed) {
-            self.closed.store(!any_confirmed, Ordering::Relaxed);
+        // Looked at first: nearly every group confirms, and most gates are open.
+        if any_confirmed == self.closed.load(Ordering::Relaxed)
+            && self.closed.swap(!any_confirmed, Ordering::Relaxed) == any_confirmed
+        {
+            self.metrics.note(!any_confirmed);
         }
     }
 }
 
 /// Whether the shared cache is used. Opened (used no more) by one failed call; a probe closes it.
-#[derive(Debug, Default)]
-pub(super) struct CacheBreaker(AtomicBool);
+pub(super) struct CacheBreaker {
+    metrics: Arc<BreakerMetrics>,
+    open: AtomicBool,
+}
 
 impl CacheBreaker {
+    pub(super) fn new(metrics: Arc<BreakerMetrics>) -> Self {
+        Self { metrics, open: AtomicBool::new(false) }
+    }
+
     /// True while the cache is not to be used.
     pub(super) fn is_open(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
+        self.open.load(Ordering::Relaxed)
     }
 
     /// Notes whether the cache answers.
     pub(super) fn set_open(&self, open: bool) {
-        self.0.store(open, Ordering::Relaxed);
+        if self.open.swap(open, Ordering::Relaxed) != open {
+            self.metrics.note(open);
+        }
     }
 }
 
@@ -70,9 +88,12 @@ mod tests {
 
     #[test]
     fn a_closed_gate_lets_one_probe_through_at_a_time_and_one_success_opens_it() {
-        let gate = LaneGate::default();
+        let metrics = Arc::new(BreakerMetrics::unseen());
+        let gate = LaneGate::new(metrics.clone());
         assert!(gate.admits() && gate.admits());
         gate.note(false);
+        gate.note(false);
+        assert_eq!((metrics.open.get(), metrics.openings.get()), (1, 1));
         assert!(gate.is_probe(10_000));
         assert!(!gate.is_probe(10_001));
         assert!(!gate.is_probe(10_499));
@@ -82,5 +103,6 @@ mod tests {
         assert!(!gate.is_probe(10_502));
         gate.note(true);
         assert!(gate.admits() && gate.admits());
+        assert_eq!((metrics.open.get(), metrics.openings.get()), (0, 1));
     }
 }

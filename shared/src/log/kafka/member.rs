@@ -24,6 +24,7 @@ use rdkafka::consumer::{
 };
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Message as _};
+use rdkafka::statistics::Statistics;
 use rdkafka::topic_partition_list::{Offset as Place, TopicPartitionList};
 use rdkafka::types::RDKafkaRespErr;
 use tokio::sync::oneshot;
@@ -33,6 +34,7 @@ use super::client;
 use super::consumer::Shared;
 use super::inbox::Start;
 use super::record::Batch;
+use super::statistics::{self, Told};
 use crate::log::{Offset, Partition};
 
 /// Records taken from librdkafka before they are handed on.
@@ -53,26 +55,28 @@ const RANGE_RETRY: Duration = Duration::from_millis(500);
 pub(super) fn settings(config: &KafkaConfig, group: &str) -> ClientConfig {
     let mut settings = client::fetching(config);
     settings
-        .set("group.id", group)
+        .set("group.id", format!("{}{group}", config.namespace))
         .set("partition.assignment.strategy", "range")
         .set("session.timeout.ms", "6000")
         .set("heartbeat.interval.ms", "2000")
         .set("fetch.min.bytes", "1")
         .set("fetch.wait.max.ms", "50")
         .set("queued.min.messages", "20000")
-        .set("queued.max.messages.kbytes", "16384");
+        .set("queued.max.messages.kbytes", "16384")
+        .set("statistics.interval.ms", statistics::INTERVAL_MS);
     settings
 }
 
 /// The thread's body: makes the client, says so through `started`, polls until the owner is gone.
 pub(super) fn run(
     settings: &ClientConfig,
+    told: Arc<Told>,
     shared: Arc<Shared>,
     topic: String,
     started: oneshot::Sender<KafkaResult<Arc<BaseConsumer<Rebalances>>>>,
 ) {
     let _end = EndNotice(Arc::clone(&shared));
-    let consumer = match subscribe(settings, &shared, &topic) {
+    let consumer = match subscribe(settings, told, &shared, &topic) {
         Ok(consumer) => Arc::new(consumer),
         // An owner that went away meanwhile needs no answer.
         Err(error) => return drop(started.send(Err(error))),
@@ -96,10 +100,12 @@ pub(super) fn run(
 
 fn subscribe(
     settings: &ClientConfig,
+    told: Arc<Told>,
     shared: &Arc<Shared>,
     topic: &str,
 ) -> KafkaResult<BaseConsumer<Rebalances>> {
     let context = Rebalances {
+        told,
         shared: Arc::clone(shared),
         topic: topic.to_owned(),
         stirred: AtomicBool::new(false),
@@ -398,6 +404,7 @@ fn list(
 
 /// Receives the group's decisions, on the member's thread, in the middle of a poll.
 pub(super) struct Rebalances {
+    told: Arc<Told>,
     shared: Arc<Shared>,
     topic: String,
     /// A callback ran since the flag was cleared.
@@ -413,6 +420,11 @@ impl ClientContext for Rebalances {
     fn error(&self, error: KafkaError, reason: &str) {
         self.stirred.store(true, Ordering::Release);
         client::log_error(&error, reason);
+    }
+
+    fn stats(&self, statistics: Statistics) {
+        self.stirred.store(true, Ordering::Release);
+        self.told.tell(&statistics);
     }
 }
 
