@@ -19,3 +19,4 @@ mod refusals;
 mod repeats;
 mod selves;
 mod slow;
+mod telemetry;
