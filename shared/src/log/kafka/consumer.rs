@@ -15,7 +15,8 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::client::{REQUEST_TIMEOUT, unavailable};
 use super::inbox::Inbox;
-use super::member::{self, Rebalances};
+use super::member;
+use super::rebalances::Rebalances;
 use super::statistics::Told;
 use crate::log::{LogConsumer, LogError, LogEvent, Offset, Partition};
 

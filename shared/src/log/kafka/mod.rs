@@ -6,6 +6,7 @@
 //! | `topics` | `migrate`, and the identity record in `metrics.meta` |
 //! | `producer` | append: one producer, one completion a batch |
 //! | `consumer`, `member`, `inbox` | a member of a group: its owner's handle, its thread, what they share |
+//! | `rebalances` | what a member is called back for |
 //! | `reader` | reads and questions outside any group |
 //! | `record` | librdkafka's messages become records |
 //! | `statistics` | what the clients tell of themselves, as metrics |
@@ -35,6 +36,7 @@ mod inbox;
 mod member;
 mod producer;
 mod reader;
+mod rebalances;
 mod record;
 mod statistics;
 #[cfg(test)]
