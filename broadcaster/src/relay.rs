@@ -13,12 +13,14 @@ use std::time::Duration;
 
 use pulsestream_shared::admin::{Dependency, Readiness};
 use pulsestream_shared::bus::Channel;
+use pulsestream_shared::codec::trace_of;
 use pulsestream_shared::engine::{Engine, OpenError};
 use pulsestream_shared::log::{
     Bounds, LIVE_GROUP, LogConsumer, LogError, LogEvent, Offset, Partition, Record, Topic,
 };
 use pulsestream_shared::retry::Backoff;
 use pulsestream_shared::service::Context;
+use pulsestream_shared::traces::Traces;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -39,6 +41,7 @@ pub(crate) struct Relay {
     places: HashMap<Partition, Offset>,
     metrics: Arc<LiveMetrics>,
     readiness: Readiness,
+    traces: Traces,
 }
 
 impl Relay {
@@ -51,7 +54,8 @@ impl Relay {
         let consumer = engine.log.consume(LIVE_GROUP).await.map_err(unusable)?;
         let epoch = engine.identity.identity().await.map_err(unusable)?.epoch;
         let readiness = context.readiness.clone();
-        Ok(Self { consumer, engine, epoch, places: HashMap::new(), metrics, readiness })
+        let (traces, places) = (context.traces.clone(), HashMap::new());
+        Ok(Self { consumer, engine, epoch, places, metrics, readiness, traces })
     }
 
     /// Runs until `stop`.
@@ -169,6 +173,8 @@ impl Relay {
         records.retain(|record| record.offset >= place);
         let mut prev = place - 1;
         for chunk in records.chunks(RANGE_RECORDS) {
+            let parents = chunk.iter().filter_map(trace_of);
+            let _span = self.traces.process("relay", LIVE_GROUP, chunk.len(), parents);
             let range = Range::of(self.epoch, partition, prev, chunk);
             prev = range.last;
             self.publish(&range).await;

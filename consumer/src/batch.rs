@@ -4,10 +4,11 @@
 
 use std::collections::HashMap;
 
-use pulsestream_shared::codec::{Accepted, Malformed, decode};
+use pulsestream_shared::codec::{Accepted, Malformed, decode, trace_of};
 use pulsestream_shared::event::{ClientId, EventId};
 use pulsestream_shared::log::{Offset, Partition, Record};
 use pulsestream_shared::store::{DeadLetter, DeadReason, Progress, StoreBatch, StoreRow};
+use pulsestream_shared::traces::TraceParent;
 
 /// Records on their way into one transaction.
 #[derive(Default)]
@@ -82,6 +83,11 @@ impl Batch {
     /// When the events were accepted, unix microseconds.
     pub(crate) fn received_at_us(&self) -> impl Iterator<Item = i64> {
         self.decoded.iter().flatten().map(|accepted| accepted.received_at_us)
+    }
+
+    /// The spans that sent the records, of those whose request was traced.
+    pub(crate) fn traces(&self) -> impl Iterator<Item = TraceParent> {
+        self.records.iter().filter_map(trace_of)
     }
 
     /// The records by place.

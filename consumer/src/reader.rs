@@ -18,6 +18,7 @@ use pulsestream_shared::log::{LogConsumer, LogEvent, Partition, Record, STORE_GR
 use pulsestream_shared::retry::Backoff;
 use pulsestream_shared::service::Context;
 use pulsestream_shared::store::{Progress, StoreError, Written};
+use pulsestream_shared::traces::Traces;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
@@ -38,6 +39,7 @@ pub(crate) struct Reader {
     config: config::Consumer,
     metrics: Arc<ConsumerMetrics>,
     readiness: Readiness,
+    traces: Traces,
     /// Where each partition that is ours stands after the records gathered so far.
     standing: HashMap<Partition, Progress>,
     /// Per partition an earlier place, to be found in the log again.
@@ -72,6 +74,7 @@ impl Reader {
             config: context.config.consumer.clone(),
             metrics,
             readiness: context.readiness.clone(),
+            traces: context.traces.clone(),
             standing: HashMap::new(),
             anchors: HashMap::new(),
             batch: Batch::default(),
@@ -164,6 +167,8 @@ impl Reader {
     /// Writes the batch, for as long as it takes.
     async fn write(&mut self) -> Result<(), Stopped> {
         self.due = None;
+        let batch = &self.batch;
+        let _span = self.traces.process("store", STORE_GROUP, batch.len(), batch.traces());
         let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(5));
         while !self.batch.is_empty() {
             let started = StdInstant::now();

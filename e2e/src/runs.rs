@@ -334,8 +334,9 @@ impl Reader {
         let log: Arc<dyn EventLog> = match home.engines {
             Engines::Embedded => Arc::new(EmbeddedLog::attach(&config.embedded.data_dir).await?),
             Engines::Servers => {
-                let readiness = Readiness::new(&Registry::new(), &[]);
-                Engine::open(&config, &readiness).await?.log
+                let registry = Registry::new();
+                let readiness = Readiness::new(&registry, &[]);
+                Engine::open(&config, &readiness, &registry).await?.log
             }
         };
         let store: Arc<dyn TestedStore> = match &home.database {

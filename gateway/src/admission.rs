@@ -1,5 +1,7 @@
 //! Admission: how many requests are at work at once, and what became of each.
 //!
+//! Here a request's span begins and ends, when it is traced: whatever becomes of the request, it passes here.
+//!
 //! What is turned away is turned away cheaply and at a pace: see [`crate::shedding`].
 
 use std::future::Future;
@@ -12,6 +14,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use prometheus::{Histogram, IntCounter, IntGauge};
 use pulsestream_shared::problem::{Code, Problem};
+use pulsestream_shared::traces::{RequestSpan, Trace, Traces};
 
 use crate::metrics::GatewayMetrics;
 use crate::shedding::Shedding;
@@ -21,6 +24,7 @@ use crate::shedding::Shedding;
 pub(crate) struct Admission {
     metrics: Arc<GatewayMetrics>,
     shedding: Arc<Shedding>,
+    traces: Traces,
     most: i64,
 }
 
@@ -41,18 +45,24 @@ impl Counted {
 }
 
 impl Admission {
-    pub(crate) fn new(metrics: Arc<GatewayMetrics>, max_in_flight: usize) -> Self {
+    pub(crate) fn new(metrics: Arc<GatewayMetrics>, traces: Traces, max_in_flight: usize) -> Self {
         let most = i64::try_from(max_in_flight).unwrap_or(i64::MAX);
-        Self { metrics, shedding: Arc::new(Shedding::new()), most }
+        Self { metrics, shedding: Arc::new(Shedding::new()), traces, most }
     }
 
-    /// Does the work of one `POST`, or sheds it.
-    pub(crate) async fn run(
+    /// Does the work of one `POST`, which may be traced, or sheds it.
+    pub(crate) async fn run<Work: Future<Output = Response>>(
         &self,
         counted: &Counted,
-        work: impl Future<Output = Response>,
+        request: Request,
+        work: impl FnOnce(Request, Option<Trace>) -> Work,
     ) -> Response {
+        let span = self.traces.request(&Method::POST, counted.route, request.headers());
+        let work = work(request, span.as_ref().map(RequestSpan::trace));
         let response = self.time(&counted.seconds, work).await;
+        if let Some(span) = span {
+            span.answered(response.status());
+        }
         if response.status() == StatusCode::ACCEPTED {
             counted.accepted.inc();
         } else {
@@ -108,9 +118,13 @@ pub(crate) async fn admit(
     let route = request.extensions().get::<MatchedPath>().cloned();
     let route = route.as_ref().map_or("unmatched", MatchedPath::as_str);
     let method = request.method().clone();
+    let span = admission.traces.request(&method, route, request.headers());
     let seconds = admission.metrics.request_seconds.with_label_values(&[route]);
     let response = admission.time(&seconds, next.run(request)).await;
     admission.count(route, &method, response.status());
+    if let Some(span) = span {
+        span.answered(response.status());
+    }
     response
 }
 

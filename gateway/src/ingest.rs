@@ -13,6 +13,7 @@ use pulsestream_shared::config;
 use pulsestream_shared::event::Event;
 use pulsestream_shared::problem::{Code, Problem};
 use pulsestream_shared::store::{KeyRecord, Scope};
+use pulsestream_shared::traces::{Steps, Trace};
 use tokio::time::{Instant, timeout_at};
 
 use crate::arrival::Pace;
@@ -35,8 +36,12 @@ pub(crate) struct Ingest {
     pub(crate) metrics: Arc<GatewayMetrics>,
 }
 
-pub(crate) async fn accept(ingest: &Ingest, request: Request<Body>) -> Response {
-    let result = ingest.accept(request).await;
+pub(crate) async fn accept(
+    ingest: &Ingest,
+    request: Request<Body>,
+    trace: Option<Trace>,
+) -> Response {
+    let result = ingest.accept(request, trace).await;
     match &result {
         Ok(success) if success.replayed => ingest.metrics.count_events("replayed", 1),
         Ok(_) => ingest.metrics.accepted.inc(),
@@ -46,16 +51,24 @@ pub(crate) async fn accept(ingest: &Ingest, request: Request<Body>) -> Response 
 }
 
 impl Ingest {
-    async fn accept(&self, request: Request<Body>) -> Result<Success, Problem> {
+    async fn accept(
+        &self,
+        request: Request<Body>,
+        trace: Option<Trace>,
+    ) -> Result<Success, Problem> {
+        let mut steps = Steps::of(trace.as_ref());
         let now = Instant::now();
         let bounds = self.bounds(self.config.max_body_bytes, "an event", now);
         let deadline = bounds.deadline;
         let (parts, body) = request.into_parts();
         let _charged = self.charge(bounds.expected(&parts.headers))?;
+        steps.next("authorize");
         let key = self.authorize(&parts.headers, deadline).await?;
         let id = payload::idempotency_key(&parts.headers)?.ok_or(Code::MissingIdempotencyKey)?;
         check_media_type(&parts.headers)?;
+        steps.next("read body");
         let bytes = payload::read(&parts.headers, body, bounds).await?;
+        steps.end();
         let received_at_us = clock::unix_us();
         let draft = body::read(&bytes, body::Id::Given(id), received_at_us / 1_000, &self.config)?;
         // By the time the request came: one that was slow to arrive is not told it came early.
@@ -65,6 +78,7 @@ impl Ingest {
             key: LockKey { client: key.client, id },
             fingerprint: fingerprint(&draft.event),
             too_old: draft.too_old,
+            trace,
             accepted: Accepted {
                 event: draft.event,
                 client: key.client,

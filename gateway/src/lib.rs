@@ -68,5 +68,5 @@ pub async fn build(context: Context, keyring: Arc<Keyring>) -> Result<Router, Op
         metrics: metrics.clone(),
     };
     let most = context.config.ingest.max_in_flight;
-    Ok(router::router(&Arc::new(ingest), Arc::new(read), &metrics, most))
+    Ok(router::router(&Arc::new(ingest), Arc::new(read), &metrics, context.traces, most))
 }

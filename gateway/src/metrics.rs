@@ -1,6 +1,9 @@
 //! Every metric of the gateway.
 
+use std::sync::Arc;
+
 use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge};
+use pulsestream_shared::admin::Dependency;
 use pulsestream_shared::metrics::{GROUP_RECORDS, LATENCY_SECONDS, Metrics};
 use pulsestream_shared::problem::Code;
 use pulsestream_shared::service::Context;
@@ -31,10 +34,12 @@ pub(crate) struct GatewayMetrics {
     pub(crate) group_records: Histogram,
     /// Records without an offset, by kind.
     pub(crate) append_errors: IntCounterVec,
-    /// Partitions whose breaker is open: their devices are answered 503 at once.
-    pub(crate) breakers_open: IntGauge,
     /// Outcomes that were not written to the cache; their keys are taken over after their lease.
     pub(crate) outcomes_lost: IntCounter,
+    /// Partitions of the log that are known to be down.
+    pub(crate) log_breaker: Arc<BreakerMetrics>,
+    /// Whether the shared cache is used.
+    pub(crate) cache_breaker: Arc<BreakerMetrics>,
     /// Time from acceptance to the log's confirmation.
     pub(crate) logged: Histogram,
     /// What became of queries of the read API.
@@ -64,13 +69,60 @@ impl Shed {
     }
 }
 
+/// What is known to be down and therefore not waited for.
+pub(crate) struct BreakerMetrics {
+    /// How many breakers of the kind are open now.
+    pub(crate) open: IntGauge,
+    pub(crate) openings: IntCounter,
+}
+
+impl BreakerMetrics {
+    fn of_log_and_cache(metrics: &Metrics<'_>) -> [Arc<Self>; 2] {
+        let open = metrics.gauges(
+            "breakers_open",
+            "Partitions of the log (log), or the shared cache (cache), that are not used now.",
+            &["dependency"],
+        );
+        let openings = metrics.counters(
+            "breaker_openings_total",
+            "How often one was found to be down.",
+            &["dependency"],
+        );
+        [Dependency::Log, Dependency::Cache].map(|dependency| {
+            let label = [dependency.as_str()];
+            let (open, openings) =
+                (open.with_label_values(&label), openings.with_label_values(&label));
+            Arc::new(Self { open, openings })
+        })
+    }
+
+    /// One opened, or closed.
+    pub(crate) fn note(&self, open: bool) {
+        if open {
+            self.open.inc();
+            self.openings.inc();
+        } else {
+            self.open.dec();
+        }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn unseen() -> Self {
+        let [log, _] = Self::of_log_and_cache(&Metrics(&prometheus::Registry::new()));
+        Self { open: log.open.clone(), openings: log.openings.clone() }
+    }
+}
+
 impl GatewayMetrics {
     pub(crate) fn new(context: &Context) -> Self {
         let metrics = Metrics(&context.registry);
         let events = metrics.counters("ingest_events_total", "What became of events.", &["result"]);
         let idempotency =
             metrics.counters("idempotency_total", "What the idempotency check said.", &["result"]);
+        let [log_breaker, cache_breaker] = BreakerMetrics::of_log_and_cache(&metrics);
         let new = Self {
+            log_breaker,
+            cache_breaker,
             new_keys: idempotency.with_label_values(&["new"]),
             accepted: events.with_label_values(&["accepted"]),
             requests: metrics.counters(
@@ -107,10 +159,6 @@ impl GatewayMetrics {
                 "Records the log did not confirm.",
                 &["kind"],
             ),
-            breakers_open: metrics.gauge(
-                "append_breakers_open",
-                "Partitions of the log that confirm nothing: their devices are answered 503 at once.",
-            ),
             outcomes_lost: metrics.counter(
                 "idempotency_outcomes_lost_total",
                 "Outcomes not written to the cache; their keys are taken over after their lease.",
@@ -138,6 +186,9 @@ impl GatewayMetrics {
         }
         for result in ["answered", "shed", "too_slow", "unavailable"] {
             new.read_queries.with_label_values(&[result]);
+        }
+        for result in ["new", "replay", "mismatch", "in_flight", "takeover", "local"] {
+            new.idempotency.with_label_values(&[result]);
         }
         for kind in ["refused", "unknown", "unavailable"] {
             new.append_errors.with_label_values(&[kind]);

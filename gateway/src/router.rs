@@ -11,6 +11,7 @@ use axum::middleware::from_fn_with_state;
 use axum::response::Response;
 use axum::routing::post;
 use pulsestream_shared::problem::{not_allowed, not_found};
+use pulsestream_shared::traces::Traces;
 
 use crate::admission::{Admission, Counted, admit};
 use crate::ingest::Ingest;
@@ -29,9 +30,10 @@ pub(crate) fn router(
     ingest: &Arc<Ingest>,
     read: Arc<Read>,
     metrics: &Arc<GatewayMetrics>,
+    traces: Traces,
     max_in_flight: usize,
 ) -> Router {
-    let admission = Admission::new(metrics.clone(), max_in_flight);
+    let admission = Admission::new(metrics.clone(), traces, max_in_flight);
     let busy = |route| {
         let counted = Counted::posts(metrics, route);
         Arc::new(Busy { admission: admission.clone(), counted, ingest: ingest.clone() })
@@ -49,9 +51,11 @@ pub(crate) fn router(
 }
 
 async fn accept_event(State(busy): State<Arc<Busy>>, request: Request) -> Response {
-    busy.admission.run(&busy.counted, ingest::accept(&busy.ingest, request)).await
+    let accept = |request, trace| ingest::accept(&busy.ingest, request, trace);
+    busy.admission.run(&busy.counted, request, accept).await
 }
 
 async fn accept_batch(State(busy): State<Arc<Busy>>, request: Request) -> Response {
-    busy.admission.run(&busy.counted, batch::accept(&busy.ingest, request)).await
+    let accept = |request, trace| batch::accept(&busy.ingest, request, trace);
+    busy.admission.run(&busy.counted, request, accept).await
 }

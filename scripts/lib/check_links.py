@@ -17,7 +17,7 @@ import yaml
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 # Every metric is registered by one of these calls of shared/src/metrics.rs, with a literal name.
-REGISTERED = re.compile(r"\b(?:counters?|gauges?|seconds|histograms?)\(\s*\"([a-z_]+)\"")
+REGISTERED = re.compile(r"\b(?:counters?|gauges?|seconds(?:_by)?|histograms?)\(\s*\"([a-z_]+)\"")
 METRICS = {
     name
     for member in ("shared", "gateway", "consumer", "broadcaster")

@@ -17,6 +17,7 @@ use pulsestream_shared::engine::Engine;
 use pulsestream_shared::service::Context;
 use pulsestream_shared::shutdown::Shutdown;
 use pulsestream_shared::store::{NewKey, Scope};
+use pulsestream_shared::traces::Traces;
 use pulsestream_shared::{clock, metrics};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -51,9 +52,10 @@ async fn open(config: Config) -> Result<Context, Failure> {
     let registry = Registry::new();
     let readiness = Readiness::new(&registry, &[]);
     Ok(Context {
-        engine: Engine::open(&config, &readiness).await?,
+        engine: Engine::open(&config, &readiness, &registry).await?,
         config: Arc::new(config),
         freshness: metrics::freshness(&registry),
+        traces: Traces::default(),
         registry,
         readiness,
         shutdown: Shutdown::default(),

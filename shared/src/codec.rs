@@ -20,6 +20,9 @@ use serde_json::value::RawValue;
 use crate::event::{ClientId, DEVICE_ID_RANGE, DeviceId, EVENT_TYPE_CHARS, Event, EventId};
 use crate::log::{Headers, HeadersBuilder, NewRecord, Record, partition_of};
 use crate::metadata::{Metadata, has_nul};
+use crate::traces::TraceParent;
+
+const TRACEPARENT: &str = "traceparent";
 
 /// An event the pipeline took responsibility for.
 #[derive(Debug, Clone, PartialEq)]
@@ -49,8 +52,17 @@ pub struct Malformed {
 
 /// Builds the record of an event, for a topic of `partitions` partitions.
 pub fn encode(accepted: &Accepted, partitions: u32) -> NewRecord {
+    encode_traced(accepted, None, partitions)
+}
+
+/// The same for an event of a request that may be traced.
+pub fn encode_traced(
+    accepted: &Accepted,
+    trace: Option<TraceParent>,
+    partitions: u32,
+) -> NewRecord {
     let Accepted { event, client, received_at_us, unsure, replay } = accepted;
-    let mut headers = headers(*client, *received_at_us, *unsure);
+    let mut headers = headers(*client, *received_at_us, *unsure, trace);
     if *replay {
         headers = headers.with("replay", b"1");
     }
@@ -58,8 +70,18 @@ pub fn encode(accepted: &Accepted, partitions: u32) -> NewRecord {
 }
 
 /// The headers of events that were accepted together; cheap to clone.
-pub fn shared_headers(client: ClientId, received_at_us: i64, unsure: bool) -> Headers {
-    headers(client, received_at_us, unsure).build()
+pub fn shared_headers(
+    client: ClientId,
+    received_at_us: i64,
+    unsure: bool,
+    trace: Option<TraceParent>,
+) -> Headers {
+    headers(client, received_at_us, unsure, trace).build()
+}
+
+/// The span that sent the record, when its request was traced.
+pub fn trace_of(record: &Record) -> Option<TraceParent> {
+    TraceParent::parse(record.headers.get(TRACEPARENT)?)
 }
 
 /// Builds the record of an event under headers it shares with others.
@@ -70,11 +92,19 @@ pub fn record(event: &Event, headers: Headers, partitions: u32) -> NewRecord {
     NewRecord { partition, key: Some(key), value, headers, outcomes: Vec::new() }
 }
 
-fn headers(client: ClientId, received_at_us: i64, unsure: bool) -> HeadersBuilder {
+fn headers(
+    client: ClientId,
+    received_at_us: i64,
+    unsure: bool,
+    trace: Option<TraceParent>,
+) -> HeadersBuilder {
     let mut number = itoa::Buffer::new();
-    let headers = Headers::builder()
+    let mut headers = Headers::builder()
         .with("client", number.format(client.0).as_bytes())
         .with("received-at", number.format(received_at_us).as_bytes());
+    if let Some(trace) = trace {
+        headers = headers.with(TRACEPARENT, trace.to_text().as_bytes());
+    }
     if unsure { headers.with("unsure", b"1") } else { headers }
 }
 

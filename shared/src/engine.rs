@@ -12,6 +12,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use prometheus::Registry;
+
 use crate::admin::{Dependency, Readiness};
 use crate::auth::KeyNotices;
 use crate::bus::Bus;
@@ -22,8 +24,9 @@ use crate::cache::embedded::{EmbeddedCache, EmbeddedCacheBounds};
 use crate::cache::redis::{CacheOpenError, RedisCache, RedisConfig};
 use crate::config::Config;
 use crate::log::embedded::{EmbeddedConfig, EmbeddedLog};
-use crate::log::kafka::{self, KafkaConfig, KafkaLog};
+use crate::log::kafka::{self, ClientMetrics, KafkaConfig, KafkaLog};
 use crate::log::{EventLog, LogError, LogIdentity};
+use crate::metrics::Metrics;
 use crate::retry::Backoff;
 use crate::store::postgres::{self, PostgresConfig, PostgresStore};
 use crate::store::sqlite::{self, SqliteConfig, SqliteStore};
@@ -115,7 +118,11 @@ impl Engine {
     ///
     /// # Errors
     /// [`OpenError`] when waiting cannot help.
-    pub async fn open(config: &Config, readiness: &Readiness) -> Result<Self, OpenError> {
+    pub async fn open(
+        config: &Config,
+        readiness: &Readiness,
+        registry: &Registry,
+    ) -> Result<Self, OpenError> {
         if is_kafka(config) && !is_redis(config) {
             return Err(OpenError(
                 "KAFKA_BROKERS is set but REDIS_URL is not: gateways share idempotency keys through \
@@ -123,7 +130,7 @@ impl Engine {
                     .to_owned(),
             ));
         }
-        let (kind, partitions) = open_log(config, readiness).await?;
+        let (kind, partitions) = open_log(config, readiness, registry).await?;
         let stores = waiting(Dependency::Store, readiness.clone(), || open_stores(config)).await?;
         let cache: Arc<dyn Cache> = match &kind {
             LogKind::Embedded(log) if !is_redis(config) => {
@@ -282,10 +289,16 @@ fn store_url(config: &Config) -> StoreUrl {
     }
 }
 
-async fn open_log(config: &Config, readiness: &Readiness) -> Result<(LogKind, u32), OpenError> {
+async fn open_log(
+    config: &Config,
+    readiness: &Readiness,
+    registry: &Registry,
+) -> Result<(LogKind, u32), OpenError> {
+    // Registered once, however often the brokers are tried.
+    let metrics = is_kafka(config).then(|| ClientMetrics::new(&Metrics(registry)));
     waiting(Dependency::Log, readiness.clone(), || async {
-        if is_kafka(config) {
-            let log = KafkaLog::open(kafka_config(config)).await?;
+        if let Some(metrics) = &metrics {
+            let log = KafkaLog::open(kafka_config(config), metrics.clone()).await?;
             let partitions = log.identity().await?.partitions;
             return Ok((LogKind::Kafka(Arc::new(log)), partitions));
         }

@@ -28,3 +28,4 @@ pub mod telemetry;
 #[cfg(any(test, feature = "testing"))]
 #[expect(clippy::unwrap_used, clippy::panic, reason = "tests end by panicking")]
 pub mod testing;
+pub mod traces;

@@ -3,7 +3,7 @@
 
 use prometheus::core::Collector;
 use prometheus::{
-    Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
+    Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
     IntGaugeVec, Opts, Registry,
 };
 
@@ -42,6 +42,11 @@ impl Metrics<'_> {
     /// A gauge of seconds.
     pub fn seconds(&self, name: &str, help: &str) -> Gauge {
         self.register(Gauge::with_opts(opts(name, help)))
+    }
+
+    /// A gauge of seconds with labels.
+    pub fn seconds_by(&self, name: &str, help: &str, labels: &[&str]) -> GaugeVec {
+        self.register(GaugeVec::new(opts(name, help), labels))
     }
 
     /// A gauge with labels.

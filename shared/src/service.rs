@@ -25,6 +25,7 @@ use crate::problem::{Code, Problem};
 pub use crate::server::TlsError;
 use crate::server::{self, Manners, Terms, Tls};
 use crate::shutdown::Shutdown;
+use crate::traces::Traces;
 
 /// What a service is built from.
 #[derive(Clone)]
@@ -37,6 +38,8 @@ pub struct Context {
     pub registry: Registry,
     /// Time from acceptance to a later stage.
     pub freshness: HistogramVec,
+    /// Where spans go.
+    pub traces: Traces,
     /// Told by whoever notices that a dependency is down or up.
     pub readiness: Readiness,
     /// When to end.
@@ -115,6 +118,7 @@ where
     Built: Future<Output = Result<Router, OpenError>>,
 {
     let tls = Tls::open(&config.server).await?.map(Arc::new);
+    let (traces, exporting) = Traces::start(&config.telemetry, role.name, &registry);
     let readiness = Readiness::new(&registry, role.required);
     let admin = admin::router(role.name, readiness.clone(), registry.clone());
     let app = Arc::new(App::starting(admin, Manners::new(&config.server)));
@@ -136,7 +140,7 @@ where
     let tasks = TaskTracker::new();
     let failed = CancellationToken::new();
     let opened = tokio::select! {
-        opened = Engine::open(&config, &readiness) => Some(opened),
+        opened = Engine::open(&config, &readiness, &registry) => Some(opened),
         () = shutdown.leave.cancelled() => None, // nobody is served yet
         () = shutdown.drain.cancelled() => None,
     };
@@ -149,6 +153,7 @@ where
             let context = Context {
                 config: config.clone(),
                 freshness: metrics::freshness(&registry),
+                traces,
                 engine,
                 registry,
                 readiness: readiness.clone(),
@@ -174,6 +179,7 @@ where
     if let Some(engine) = to_close {
         engine.close().await;
     }
+    exporting.finish().await;
     outcome
 }
 

@@ -25,3 +25,4 @@ mod repeats;
 mod selves;
 mod slow;
 mod strangers;
+mod telemetry;

@@ -70,7 +70,8 @@ impl Cluster {
     }
 
     fn open_breakers(&self) -> usize {
-        usize::try_from(gauge(&self.gateway.registry, "append_breakers_open")).expect("a count")
+        let open = gauge(&self.gateway.registry, "breakers_open", Some("log"));
+        usize::try_from(open).expect("a count")
     }
 
     /// Splits answers by whether that broker led the partition.

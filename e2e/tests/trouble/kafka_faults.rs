@@ -36,7 +36,7 @@ enum Promise {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn whatever_the_network_to_kafka_does_answers_are_in_time_and_nothing_acknowledged_is_lost() {
-    let mut kafka = OwnKafka::start().await;
+    let kafka = OwnKafka::start().await;
     let proxy = TcpProxy::start(kafka.brokers.clone()).await.expect("a proxy");
     kafka.node(1).be_called(proxy.addr()).await;
     let brokers = proxy.addr().to_string();

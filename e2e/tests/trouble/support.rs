@@ -12,7 +12,7 @@ use pulsestream_e2e::harness::{self, Engines, Home, Running};
 use pulsestream_shared::config::Config;
 use pulsestream_shared::event::{ClientId, EventId};
 use pulsestream_shared::log::embedded::{EmbeddedConfig, EmbeddedLog};
-use pulsestream_shared::log::kafka::{KafkaConfig, KafkaLog, damage};
+use pulsestream_shared::log::kafka::{ClientMetrics, KafkaConfig, KafkaLog, damage};
 use pulsestream_shared::log::{
     Bounds, EventLog, Identity, LogIdentity, Offset, Partition, ReadLimit, Record, STORE_GROUP,
     Topic,
@@ -155,7 +155,8 @@ impl Log {
         let config = home.config();
         if home.engines == Engines::Servers {
             let config = kafka_config(&config);
-            let log = KafkaLog::open(config.clone()).await.expect("the log");
+            let log =
+                KafkaLog::open(config.clone(), ClientMetrics::unseen()).await.expect("the log");
             return Self::Kafka(Box::new(log), config);
         }
         let config = EmbeddedConfig {
@@ -271,15 +272,19 @@ pub(crate) fn counter(registry: &Registry, name: &str, label: Option<(&str, &str
 
 /// Partitions a consumer stands in.
 pub(crate) fn assigned(registry: &Registry) -> i64 {
-    gauge(registry, "consumer_assigned_partitions")
+    gauge(registry, "consumer_assigned_partitions", None)
 }
 
-/// A gauge without labels, `pulsestream_` left out; 0 when it is not there yet.
-pub(crate) fn gauge(registry: &Registry, name: &str) -> i64 {
+/// A gauge, `pulsestream_` left out, of one value of its label if it has one; 0 when it is not there yet.
+pub(crate) fn gauge(registry: &Registry, name: &str, label: Option<&str>) -> i64 {
     let families = registry.gather();
     let family = families.iter().find(|f| f.name() == format!("pulsestream_{name}"));
+    let metrics = family.map_or(&[][..], |family| family.get_metric());
+    let metric = metrics.iter().find(|metric| {
+        label.is_none_or(|value| metric.get_label().iter().any(|label| label.value() == value))
+    });
     #[expect(clippy::cast_possible_truncation, reason = "a small count")]
-    let count = family.map_or(0, |f| f.get_metric()[0].get_gauge().get_value() as i64);
+    let count = metric.map_or(0, |metric| metric.get_gauge().get_value() as i64);
     count
 }
 

@@ -11,6 +11,7 @@ use pulsestream_shared::cache::{Fingerprint, LockKey};
 use pulsestream_shared::clock;
 use pulsestream_shared::event::EventId;
 use pulsestream_shared::problem::{Code, Problem};
+use pulsestream_shared::traces::{Steps, Trace};
 use tokio::time::{Instant, timeout_at};
 
 mod answer;
@@ -31,8 +32,12 @@ use crate::payload;
 /// Bodies from which reading the events takes longer than a thread of the runtime should be held.
 const LARGE_BYTES: usize = 32 << 10;
 
-pub(crate) async fn accept(ingest: &Ingest, request: Request<Body>) -> Response {
-    let result = accept_batch(ingest, request).await;
+pub(crate) async fn accept(
+    ingest: &Ingest,
+    request: Request<Body>,
+    trace: Option<Trace>,
+) -> Response {
+    let result = accept_batch(ingest, request, trace).await;
     match &result {
         Ok(summary) => {
             ingest.metrics.count_batch(summary.accepted, summary.duplicates, summary.rejected)
@@ -42,21 +47,29 @@ pub(crate) async fn accept(ingest: &Ingest, request: Request<Body>) -> Response 
     result.map_or_else(Problem::into_response, IntoResponse::into_response)
 }
 
-async fn accept_batch(ingest: &Ingest, request: Request<Body>) -> Result<Summary, Problem> {
+async fn accept_batch(
+    ingest: &Ingest,
+    request: Request<Body>,
+    trace: Option<Trace>,
+) -> Result<Summary, Problem> {
+    let mut steps = Steps::of(trace.as_ref());
     let (config, now) = (&ingest.config, Instant::now());
     let bounds = ingest.bounds(config.max_batch_bytes, "a batch", now);
     let deadline = bounds.deadline;
     let (parts, body) = request.into_parts();
     let mut charged = ingest.charge(bounds.expected(&parts.headers))?;
+    steps.next("authorize");
     let api_key = ingest.authorize(&parts.headers, deadline).await?;
     let key = payload::idempotency_key(&parts.headers)?;
     let format = Format::of(payload::media_type(&parts.headers).as_deref())?;
+    steps.next("read body");
     let body = payload::read(&parts.headers, body, bounds).await?;
     if !charged.raise_to(body.len()) {
         return Err(ingest.no_room().into());
     }
     let received_at_us = clock::unix_us();
     let items = read_items(ingest, body.clone(), format, key, received_at_us / 1_000).await?;
+    steps.end();
     let too_old = body::too_old(config);
     if items.events.is_empty() {
         return Ok(Summary::of(&items, &[], &too_old));
@@ -67,6 +80,7 @@ async fn accept_batch(ingest: &Ingest, request: Request<Body>) -> Result<Summary
         client: api_key.client,
         received_at_us,
         events: items.events.clone(),
+        trace,
     };
     let answer = ingest.committer.submit_batch(batch)?;
     match timeout_at(deadline, answer).await {

@@ -15,6 +15,7 @@ use pulsestream_shared::codec::{record, shared_headers};
 use pulsestream_shared::event::{ClientId, Event};
 use pulsestream_shared::log::{AppendError, AppendResult, EventLog, Headers, NewRecord, Topic};
 use pulsestream_shared::problem::Code;
+use pulsestream_shared::traces::{Step, Steps, Trace};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
@@ -33,6 +34,8 @@ pub(crate) struct Batch {
     pub(crate) received_at_us: i64,
     /// No id twice. Shared with whoever tells what became of them.
     pub(crate) events: Arc<[BatchEvent]>,
+    /// Of the request, when that is traced.
+    pub(crate) trace: Option<Trace>,
 }
 
 /// One valid event of a batch.
@@ -81,6 +84,8 @@ impl From<Claimed> for Turn {
 
 impl BatchCommit {
     pub(super) async fn run(&self, batch: Batch) -> BatchAnswer {
+        let mut steps = Steps::of(batch.trace.as_ref());
+        steps.next("lock");
         let (whole, mut turns) = match self.claim(&batch).await {
             Ok(claimed) => claimed,
             Err(answer) => return BatchAnswer::Whole(answer),
@@ -88,6 +93,7 @@ impl BatchCommit {
         if let Some(whole) = whole.filter(|whole| whole.taken_over) {
             self.claim_again(&batch, &whole, &mut turns).await;
         }
+        steps.end();
         self.append(&batch, whole.as_ref(), &mut turns).await;
         let answers = turns.into_iter().map(|turn| match turn {
             Turn::Answered(answer) => answer,
@@ -162,7 +168,9 @@ impl BatchCommit {
         let (mut records, mut places) = (Vec::with_capacity(turns.len()), Vec::new());
         let mut passes = Vec::new();
         passes.resize_with(self.breakers.len(), || None);
-        let headers = ByLock::of(batch);
+        let to_append = || turns.iter().filter(|turn| matches!(turn, Turn::Append(_))).count();
+        let mut step = batch.trace.as_ref().map(|trace| trace.send(Topic::Raw, to_append()));
+        let headers = ByLock::of(batch, step.as_ref());
         for (index, (event, turn)) in batch.events.iter().zip(turns.iter_mut()).enumerate() {
             let Turn::Append(lease) = turn else { continue };
             let record = self.record(event, lease.as_ref(), whole, &headers);
@@ -184,6 +192,11 @@ impl BatchCommit {
         let results = self.log.append(Topic::Raw, records).await;
         self.metrics.append_seconds.observe(started.elapsed().as_secs_f64());
         self.note_breakers(&lanes, &results);
+        if let (Some(step), Some(error)) =
+            (&mut step, results.iter().find_map(|result| result.as_ref().err()))
+        {
+            step.failed(error.kind());
+        }
         for (index, result) in places.into_iter().zip(results) {
             if let Some(turn) = turns.get_mut(index) {
                 let lease = if let Turn::Append(lease) = turn { lease.take() } else { None };
@@ -237,18 +250,13 @@ impl BatchCommit {
     }
 
     fn answer(&self, result: AppendResult, lease: Option<Lease>, whole: Option<&Lease>) -> Answer {
-        let kind = match result {
-            Ok(_) => {
-                lease.iter().for_each(|lease| self.settle(Change::finish(lease)));
-                let local = lease.as_ref().or(whole).is_some_and(|lease| lease.local);
-                return Answer::Accepted { local };
-            }
-            Err(AppendError::Unknown(_)) => "unknown",
-            Err(AppendError::Refused(_)) => "refused",
-            Err(AppendError::Unavailable(_)) => "unavailable",
+        let Err(error) = result else {
+            lease.iter().for_each(|lease| self.settle(Change::finish(lease)));
+            let local = lease.as_ref().or(whole).is_some_and(|lease| lease.local);
+            return Answer::Accepted { local };
         };
-        self.metrics.append_errors.with_label_values(&[kind]).inc();
-        if kind == "unknown" {
+        self.metrics.append_errors.with_label_values(&[error.kind()]).inc();
+        if matches!(error, AppendError::Unknown(_)) {
             return Answer::Failed(Code::OutcomeUnknown);
         }
         lease.iter().for_each(|lease| self.release(lease));
@@ -259,7 +267,7 @@ impl BatchCommit {
     /// nobody knows.
     fn settle_whole(&self, batch: &Batch, whole: &Lease, answers: &[Answer]) {
         if answers.iter().all(Answer::is_final) {
-            return self.settle(Change::finish(whole));
+            return self.settle(Change::finish(whole).traced(batch.trace.clone()));
         }
         for (event, _) in
             batch.events.iter().zip(answers).filter(|(_, answer)| answer.is_accepted())
@@ -302,8 +310,9 @@ struct ByLock {
 }
 
 impl ByLock {
-    fn of(batch: &Batch) -> Self {
-        let of = |unsure| shared_headers(batch.client, batch.received_at_us, unsure);
+    fn of(batch: &Batch, step: Option<&Step>) -> Self {
+        let trace = step.map(Step::parent);
+        let of = |unsure| shared_headers(batch.client, batch.received_at_us, unsure, trace);
         Self { shared: of(false), local: of(true) }
     }
 }

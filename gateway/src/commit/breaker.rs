@@ -3,9 +3,10 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 
-use prometheus::IntGauge;
 use pulsestream_shared::clock;
 use pulsestream_shared::log::{AppendError, AppendResult};
+
+use crate::metrics::BreakerMetrics;
 
 /// After a probe that came back with nothing the next one waits so long.
 const PROBE_AFTER_MS: i64 = 500;
@@ -13,8 +14,7 @@ const PROBE_AFTER_MS: i64 = 500;
 /// Whether each partition of the log takes records.
 pub(super) struct Breakers {
     breakers: Vec<Breaker>,
-    /// How many are open.
-    open: IntGauge,
+    metrics: Arc<BreakerMetrics>,
 }
 
 /// Opened by a group whose last record was not confirmed, closed by one whose last record was. While it is
@@ -38,8 +38,8 @@ struct Probe {
 }
 
 impl Breakers {
-    pub(super) fn new(partitions: u32, open: IntGauge) -> Self {
-        Self { breakers: (0..partitions).map(|_| Breaker::default()).collect(), open }
+    pub(super) fn new(partitions: u32, metrics: Arc<BreakerMetrics>) -> Self {
+        Self { breakers: (0..partitions).map(|_| Breaker::default()).collect(), metrics }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -70,11 +70,10 @@ impl Breakers {
         if !breaker.note(answers, clock::unix_ms()) {
             return;
         }
+        self.metrics.note(!answers);
         if answers {
-            self.open.dec();
             tracing::warn!(partition, "the log confirms records again: breaker closed");
         } else {
-            self.open.inc();
             tracing::warn!(partition, "the log confirms nothing: breaker open");
         }
     }
@@ -112,18 +111,26 @@ impl Drop for Probe {
 }
 
 /// Whether the shared cache is used. Opened (used no more) by one failed call; a probe closes it.
-#[derive(Debug, Default)]
-pub(super) struct CacheBreaker(AtomicBool);
+pub(super) struct CacheBreaker {
+    metrics: Arc<BreakerMetrics>,
+    open: AtomicBool,
+}
 
 impl CacheBreaker {
+    pub(super) fn new(metrics: Arc<BreakerMetrics>) -> Self {
+        Self { metrics, open: AtomicBool::new(false) }
+    }
+
     /// True while the cache is not to be used.
     pub(super) fn is_open(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
+        self.open.load(Ordering::Relaxed)
     }
 
     /// Notes whether the cache answers.
     pub(super) fn set_open(&self, open: bool) {
-        self.0.store(open, Ordering::Relaxed);
+        if self.open.swap(open, Ordering::Relaxed) != open {
+            self.metrics.note(open);
+        }
     }
 }
 
@@ -133,7 +140,7 @@ mod tests {
 
     #[test]
     fn an_open_breaker_lets_one_probe_through_at_a_time_and_one_success_closes_it() {
-        let breakers = Arc::new(Breakers::new(2, IntGauge::new("open", "?").unwrap()));
+        let breakers = Arc::new(Breakers::new(2, Arc::new(BreakerMetrics::unseen())));
         let probe = |partition| breakers.pass(partition).filter(Pass::is_probe);
         let free = |partition| breakers.pass(partition).is_some_and(|pass| !pass.is_probe());
         let due = |partition: usize| {
@@ -142,7 +149,7 @@ mod tests {
         let in_doubt = Err(AppendError::Unknown("?".to_owned()));
         breakers.note(0, &in_doubt);
         assert_eq!(
-            (breakers.open.get(), breakers.is_open(0), breakers.is_open(1)),
+            (breakers.metrics.open.get(), breakers.is_open(0), breakers.is_open(1)),
             (1, true, false)
         );
         assert!(free(1));
@@ -161,11 +168,11 @@ mod tests {
         let second = probe(0).expect("a probe in the place of one that asked nothing");
         breakers.note(0, &Ok(7));
         drop(second);
-        assert!(free(0) && breakers.open.get() == 0);
+        assert!(free(0) && breakers.metrics.open.get() == 0);
         breakers.note(0, &Ok(7));
-        assert_eq!(breakers.open.get(), 0);
+        assert_eq!(breakers.metrics.open.get(), 0);
         breakers.note(0, &Err(AppendError::Refused("too large".to_owned())));
-        assert_eq!(breakers.open.get(), 0);
+        assert_eq!(breakers.metrics.open.get(), 0);
         assert!(breakers.pass(2).is_none());
     }
 }

@@ -5,9 +5,10 @@ use std::time::Instant as StdInstant;
 
 use pulsestream_shared::cache::Outcome;
 use pulsestream_shared::clock;
-use pulsestream_shared::codec::encode;
+use pulsestream_shared::codec::encode_traced;
 use pulsestream_shared::log::{AppendError, AppendResult, EventLog, NewRecord, Topic};
 use pulsestream_shared::problem::Code;
+use pulsestream_shared::traces::Step;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
@@ -52,7 +53,7 @@ impl Lane {
         if group.is_empty() {
             return;
         }
-        let records = group.iter().map(|owned| self.record(owned)).collect();
+        let records = group.iter_mut().map(|owned| self.record(owned)).collect();
         self.metrics.group_records.observe(group.len() as f64);
         let started = StdInstant::now();
         let results = self.log.append(Topic::Raw, records).await;
@@ -65,45 +66,49 @@ impl Lane {
         }
     }
 
-    fn record(&self, owned: &Owned) -> NewRecord {
+    fn record(&self, owned: &mut Owned) -> NewRecord {
         let attempt = &owned.waiting.attempt;
+        owned.waiting.step = attempt.trace.as_ref().map(|trace| trace.send(Topic::Raw, 1));
+        let trace = owned.waiting.step.as_ref().map(Step::parent);
         let outcome = Outcome { key: attempt.key, record: done(&owned.lease.record) };
-        NewRecord { outcomes: vec![outcome], ..encode(&attempt.accepted, self.partitions) }
+        let record = encode_traced(&attempt.accepted, trace, self.partitions);
+        NewRecord { outcomes: vec![outcome], ..record }
     }
 
-    fn settle_one(&self, owned: Owned, result: AppendResult) {
+    fn settle_one(&self, mut owned: Owned, result: AppendResult) {
+        if let (Some(step), Err(error)) = (&mut owned.waiting.step, &result) {
+            step.failed(error.kind());
+        }
+        if let Err(error) = &result {
+            self.metrics.append_errors.with_label_values(&[error.kind()]).inc();
+        }
+        owned.waiting.step = None;
         match result {
             Ok(_) => {
                 let received_at_us = owned.waiting.attempt.accepted.received_at_us;
                 #[expect(clippy::cast_precision_loss, reason = "a histogram of seconds")]
                 let age_seconds = (clock::unix_us() - received_at_us).max(0) as f64 / 1e6;
                 self.metrics.logged.observe(age_seconds);
-                Change::finish(&owned.lease).queue(&self.settle, &self.metrics);
+                let trace = owned.waiting.attempt.trace.take();
+                Change::finish(&owned.lease).traced(trace).queue(&self.settle, &self.metrics);
                 let local = owned.lease.local;
                 owned.waiting.answer(Answer::Accepted { local });
             }
             Err(AppendError::Refused(reason)) => {
-                self.count("refused");
                 tracing::warn!(%reason, "record refused");
                 Change::release(&owned.lease).queue(&self.settle, &self.metrics);
                 owned.waiting.answer(Answer::Failed(Code::LogUnavailable));
             }
             Err(AppendError::Unavailable(reason)) => {
-                self.count("unavailable");
                 tracing::debug!(%reason, "log unavailable");
                 Change::release(&owned.lease).queue(&self.settle, &self.metrics);
                 owned.waiting.answer(Answer::Failed(Code::LogUnavailable));
             }
             // The record may be in the log: the key keeps its lease and its fingerprint.
             Err(AppendError::Unknown(reason)) => {
-                self.count("unknown");
                 tracing::debug!(%reason, "append not confirmed");
                 owned.waiting.answer(Answer::Failed(Code::OutcomeUnknown));
             }
         }
-    }
-
-    fn count(&self, kind: &str) {
-        self.metrics.append_errors.with_label_values(&[kind]).inc();
     }
 }

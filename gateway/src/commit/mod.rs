@@ -24,6 +24,7 @@ use pulsestream_shared::codec::Accepted;
 use pulsestream_shared::log::partition_of;
 use pulsestream_shared::problem::Code;
 use pulsestream_shared::service::Context;
+use pulsestream_shared::traces::{Step, Trace};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio_util::task::TaskTracker;
 
@@ -58,6 +59,8 @@ pub(crate) struct Attempt {
     pub(crate) accepted: Accepted,
     /// Older than a first attempt may be: only looked up, unless an earlier attempt is found.
     pub(crate) too_old: bool,
+    /// Of its request, when that is traced.
+    pub(crate) trace: Option<Trace>,
 }
 
 /// What became of an attempt.
@@ -92,6 +95,8 @@ struct Waiting {
     lane: usize,
     answer: oneshot::Sender<Answer>,
     pass: Pass,
+    /// What is done with it now, when its request is traced.
+    step: Option<Step>,
     /// In that partition's share.
     _place: Place,
 }
@@ -147,7 +152,8 @@ impl Committer {
             return Err(Code::Overloaded);
         };
         let (answer, receiver) = oneshot::channel();
-        match self.queue.try_send(Waiting { attempt, lane, answer, pass, _place: place }) {
+        let step = attempt.trace.as_ref().map(|trace| trace.step("lock"));
+        match self.queue.try_send(Waiting { attempt, lane, answer, pass, step, _place: place }) {
             Ok(()) => Ok(receiver),
             Err(_) => {
                 self.metrics.shed.queue.inc();
@@ -184,7 +190,7 @@ impl Committer {
 pub(crate) fn start(context: &Context, metrics: Arc<GatewayMetrics>) -> Committer {
     let config = &context.config.ingest;
     let partitions = context.engine.partitions;
-    let breakers = Arc::new(Breakers::new(partitions, metrics.breakers_open.clone()));
+    let breakers = Arc::new(Breakers::new(partitions, metrics.log_breaker.clone()));
     let stop = context.shutdown.stop.clone();
 
     let (settle_queue, settling) = mpsc::channel(SETTLE_QUEUE);
@@ -210,7 +216,7 @@ pub(crate) fn start(context: &Context, metrics: Arc<GatewayMetrics>) -> Committe
     let (queue, waiting) = mpsc::channel(config.max_in_flight);
     let locks = Arc::new(locks::Locks {
         cache: context.engine.cache.clone(),
-        breaker: breaker::CacheBreaker::default(),
+        breaker: breaker::CacheBreaker::new(metrics.cache_breaker.clone()),
         local: local.clone(),
         readiness: context.readiness.clone(),
         metrics: metrics.clone(),

@@ -9,6 +9,7 @@ use std::time::Duration;
 use pulsestream_shared::cache::memory::MemoryLocks;
 use pulsestream_shared::cache::{Cache, LockChange};
 use pulsestream_shared::clock;
+use pulsestream_shared::traces::Trace;
 use tokio::sync::mpsc;
 
 use super::MAX_GROUP;
@@ -23,19 +24,28 @@ const AGAIN_AFTER: Duration = Duration::from_millis(250);
 pub(super) struct Change {
     change: LockChange,
     local: bool,
+    trace: Option<Trace>,
 }
 
 impl Change {
     /// The event is in the log.
     pub(super) fn finish(lease: &Lease) -> Self {
-        Self { change: LockChange::Finish(lease.key, done(&lease.record)), local: lease.local }
+        Self::of(lease, LockChange::Finish(lease.key, done(&lease.record)))
     }
 
     /// The event is certainly not in the log by this attempt.
     pub(super) fn release(lease: &Lease) -> Self {
         let record = after_refusal(&lease.record, lease.taken_over);
-        let change = LockChange::Swap { key: lease.key, expected: lease.record, record };
-        Self { change, local: lease.local }
+        Self::of(lease, LockChange::Swap { key: lease.key, expected: lease.record, record })
+    }
+
+    fn of(lease: &Lease, change: LockChange) -> Self {
+        Self { change, local: lease.local, trace: None }
+    }
+
+    /// Of a request that may be traced.
+    pub(super) fn traced(self, trace: Option<Trace>) -> Self {
+        Self { trace, ..self }
     }
 
     /// Queues the change, or counts it as lost when too many wait.
@@ -65,6 +75,8 @@ impl Settle {
     pub(super) async fn run(self, mut queue: mpsc::Receiver<Change>) {
         let mut group = Vec::with_capacity(MAX_GROUP);
         while queue.recv_many(&mut group, MAX_GROUP).await > 0 {
+            let step = |change: &Change| change.trace.as_ref().map(|trace| trace.step("settle"));
+            let steps: Vec<_> = group.iter().filter_map(step).collect();
             let (local, shared): (Vec<_>, Vec<_>) =
                 group.drain(..).partition(|change| change.local);
             let changes =
@@ -76,8 +88,10 @@ impl Settle {
             if !shared.is_empty() && !self.settle_shared(&shared).await {
                 self.metrics.outcomes_lost.inc_by(shared.len() as u64);
             }
+            drop(steps);
         }
     }
+
     /// Tries again, once, what a busy Redis did not answer in time: every change may be repeated, and each
     /// lost outcome makes a retry wait for the lease and append again.
     async fn settle_shared(&self, changes: &[LockChange]) -> bool {

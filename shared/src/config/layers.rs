@@ -14,7 +14,7 @@ const DEFAULTS: &str = include_str!("../../../config/default.toml");
 const PREFIX: &str = "PULSESTREAM__";
 
 /// Names from the original system and a few that operators set all the time.
-const SHORT_NAMES: [(&str, &str); 10] = [
+const SHORT_NAMES: [(&str, &str); 12] = [
     ("PORT", "server.port"),
     ("CONSUMER_PORT", "server.consumer_port"),
     ("BROADCASTER_PORT", "server.broadcaster_port"),
@@ -25,6 +25,8 @@ const SHORT_NAMES: [(&str, &str); 10] = [
     ("CLOCK_DRIFT", "ingest.clock_drift"),
     ("MAX_EVENT_AGE", "ingest.max_event_age"),
     ("RETENTION_DAYS", "store.retention_days"),
+    ("OTEL_EXPORTER_OTLP_ENDPOINT", "telemetry.otlp_endpoint"),
+    ("OTEL_RESOURCE_ATTRIBUTES", "telemetry.resource_attributes"),
 ];
 
 const SECRETS: [&str; 3] = ["store.database_url", "cache.redis_url", "keys.pepper"];

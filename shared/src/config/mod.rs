@@ -10,6 +10,8 @@ use std::time::Duration;
 use serde::Deserialize;
 use validator::Validate;
 
+use crate::traces::Collector;
+
 mod layers;
 mod secret;
 mod span;
@@ -210,7 +212,14 @@ section!(Live {
     bus_silence: Duration,
 });
 
-section!(Telemetry { log_format: LogFormat, log_level: String });
+section!(Telemetry {
+    log_format: LogFormat,
+    log_level: String,
+    otlp_endpoint: String,
+    trace_one_in: u32,
+    trace_asked_per_second: u32,
+    resource_attributes: Vec<String>,
+});
 
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -320,6 +329,17 @@ impl Config {
             !self.server.dev || self.server.is_loopback(),
             "server.dev",
             "needs a loopback server.host: it lets anybody read the live stream",
+        );
+        let telemetry = &self.telemetry;
+        require(
+            telemetry.otlp_endpoint.is_empty() || Collector::at(&telemetry.otlp_endpoint).is_some(),
+            "telemetry.otlp_endpoint",
+            "must be http://HOST:PORT, without TLS: put a collector beside the service",
+        );
+        require(
+            telemetry.resource_attributes.iter().all(|attribute| attribute.contains('=')),
+            "telemetry.resource_attributes",
+            "must be name=value each",
         );
         require(
             self.keys.process_ttl <= Duration::from_secs(30),

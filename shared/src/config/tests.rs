@@ -84,6 +84,23 @@ fn variables_of_other_programs_are_left_alone() {
 }
 
 #[test]
+fn traces_go_to_a_collector_named_as_other_programs_name_it() {
+    let loaded = load_with(&[
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:4318"),
+        ("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment.name=test,a=b"),
+    ]);
+    let telemetry = loaded.unwrap().config.telemetry;
+    assert_eq!(telemetry.otlp_endpoint, "http://127.0.0.1:4318");
+    assert_eq!(telemetry.resource_attributes, ["deployment.environment.name=test", "a=b"]);
+    let faults = faults_of(&[
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "https://collector"),
+        ("OTEL_RESOURCE_ATTRIBUTES", "b"),
+    ]);
+    assert_eq!(faults.len(), 2, "{faults:?}");
+    assert!(faults[0].starts_with("OTEL_EXPORTER_OTLP_ENDPOINT: must be http://"), "{faults:?}");
+}
+
+#[test]
 fn a_list_in_a_variable_is_read_between_commas() {
     let of = |text: &str| {
         let loaded = load_with(&[("PULSESTREAM__SERVER__CORS_ORIGINS", text)]);

@@ -120,6 +120,17 @@ pub enum AppendError {
     Unavailable(String),
 }
 
+impl AppendError {
+    /// The word for it in metrics and spans.
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::Refused(_) => "refused",
+            Self::Unknown(_) => "unknown",
+            Self::Unavailable(_) => "unavailable",
+        }
+    }
+}
+
 /// The offset of a durable record, or why there is none.
 pub type AppendResult = Result<Offset, AppendError>;
 

@@ -7,15 +7,17 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::Thread;
 
 use async_trait::async_trait;
+use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::topic_partition_list::{Offset as Place, TopicPartitionList};
 use tokio::sync::{Notify, oneshot};
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
-use super::KafkaConfig;
 use super::client::{REQUEST_TIMEOUT, unavailable};
 use super::inbox::Inbox;
-use super::member::{self, Rebalances};
+use super::member;
+use super::rebalances::Rebalances;
+use super::statistics::Told;
 use crate::log::{LogConsumer, LogError, LogEvent, Offset, Partition};
 
 /// What the owner and the thread share.
@@ -52,20 +54,19 @@ struct KafkaConsumer {
 /// # Errors
 /// [`LogError::Unavailable`] when no thread or no client can be made.
 pub(super) async fn join(
-    config: &KafkaConfig,
-    group: &str,
+    settings: ClientConfig,
+    told: Arc<Told>,
     topic: &str,
     token: TaskTrackerToken,
 ) -> Result<impl LogConsumer + use<>, LogError> {
     let shared = Arc::new(Shared::default());
-    let settings = member::settings(config, group);
     let (started, starting) = oneshot::channel();
     let for_thread = (Arc::clone(&shared), topic.to_owned());
     let thread = std::thread::Builder::new()
         .name("kafka-member".to_owned())
         .spawn(move || {
             let (shared, topic) = for_thread;
-            member::run(&settings, shared, topic, started);
+            member::run(&settings, told, shared, topic, started);
             drop(token);
         })
         .map_err(unavailable)?;

@@ -17,22 +17,20 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
-use rdkafka::client::ClientContext;
-use rdkafka::config::{ClientConfig, FromClientConfigAndContext as _, RDKafkaLogLevel};
-use rdkafka::consumer::{
-    BaseConsumer, CommitMode, Consumer as _, ConsumerContext, RebalanceProtocol,
-};
+use rdkafka::config::{ClientConfig, FromClientConfigAndContext as _};
+use rdkafka::consumer::{BaseConsumer, Consumer as _, RebalanceProtocol};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Message as _};
 use rdkafka::topic_partition_list::{Offset as Place, TopicPartitionList};
-use rdkafka::types::RDKafkaRespErr;
 use tokio::sync::oneshot;
 
 use super::KafkaConfig;
 use super::client;
 use super::consumer::Shared;
 use super::inbox::Start;
+use super::rebalances::Rebalances;
 use super::record::Batch;
+use super::statistics::{self, Told};
 use crate::log::{Offset, Partition};
 
 /// Records taken from librdkafka before they are handed on.
@@ -53,26 +51,28 @@ const RANGE_RETRY: Duration = Duration::from_millis(500);
 pub(super) fn settings(config: &KafkaConfig, group: &str) -> ClientConfig {
     let mut settings = client::fetching(config);
     settings
-        .set("group.id", group)
+        .set("group.id", format!("{}{group}", config.namespace))
         .set("partition.assignment.strategy", "range")
         .set("session.timeout.ms", "6000")
         .set("heartbeat.interval.ms", "2000")
         .set("fetch.min.bytes", "1")
         .set("fetch.wait.max.ms", "50")
         .set("queued.min.messages", "20000")
-        .set("queued.max.messages.kbytes", "16384");
+        .set("queued.max.messages.kbytes", "16384")
+        .set("statistics.interval.ms", statistics::INTERVAL_MS);
     settings
 }
 
 /// The thread's body: makes the client, says so through `started`, polls until the owner is gone.
 pub(super) fn run(
     settings: &ClientConfig,
+    told: Arc<Told>,
     shared: Arc<Shared>,
     topic: String,
     started: oneshot::Sender<KafkaResult<Arc<BaseConsumer<Rebalances>>>>,
 ) {
     let _end = EndNotice(Arc::clone(&shared));
-    let consumer = match subscribe(settings, &shared, &topic) {
+    let consumer = match subscribe(settings, told, &shared, &topic) {
         Ok(consumer) => Arc::new(consumer),
         // An owner that went away meanwhile needs no answer.
         Err(error) => return drop(started.send(Err(error))),
@@ -96,10 +96,12 @@ pub(super) fn run(
 
 fn subscribe(
     settings: &ClientConfig,
+    told: Arc<Told>,
     shared: &Arc<Shared>,
     topic: &str,
 ) -> KafkaResult<BaseConsumer<Rebalances>> {
     let context = Rebalances {
+        told,
         shared: Arc::clone(shared),
         topic: topic.to_owned(),
         stirred: AtomicBool::new(false),
@@ -385,7 +387,7 @@ impl Member {
 }
 
 /// Builds librdkafka's list of partitions with places.
-fn list(
+pub(super) fn list(
     topic: &str,
     places: impl Iterator<Item = (Partition, Offset)>,
 ) -> KafkaResult<TopicPartitionList> {
@@ -394,100 +396,4 @@ fn list(
         list.add_partition_offset(topic, partition, Place::Offset(place))?;
     }
     Ok(list)
-}
-
-/// Receives the group's decisions, on the member's thread, in the middle of a poll.
-pub(super) struct Rebalances {
-    shared: Arc<Shared>,
-    topic: String,
-    /// A callback ran since the flag was cleared.
-    stirred: AtomicBool,
-}
-
-impl ClientContext for Rebalances {
-    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        self.stirred.store(true, Ordering::Release);
-        client::log_line(level, facility, message);
-    }
-
-    fn error(&self, error: KafkaError, reason: &str) {
-        self.stirred.store(true, Ordering::Release);
-        client::log_error(&error, reason);
-    }
-}
-
-impl ConsumerContext for Rebalances {
-    fn rebalance(
-        &self,
-        consumer: &BaseConsumer<Self>,
-        kind: RDKafkaRespErr,
-        partitions: &mut TopicPartitionList,
-    ) {
-        self.stirred.store(true, Ordering::Release);
-        let done = if kind == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS {
-            self.assigned(consumer, partitions)
-        } else {
-            self.revoked(consumer, partitions)
-        };
-        if let Err(error) = done {
-            tracing::warn!(%error, "a rebalance was not carried out");
-        }
-        self.shared.arrived();
-    }
-
-    fn commit_callback(&self, result: KafkaResult<()>, _offsets: &TopicPartitionList) {
-        self.stirred.store(true, Ordering::Release);
-        if let Err(error) = result {
-            // The next commit, or the next owner of the partition, makes up for it.
-            tracing::debug!(%error, "the group did not take a commit");
-        }
-    }
-}
-
-impl Rebalances {
-    fn assigned(
-        &self,
-        consumer: &BaseConsumer<Self>,
-        partitions: &mut TopicPartitionList,
-    ) -> KafkaResult<()> {
-        let done = match consumer.rebalance_protocol() {
-            RebalanceProtocol::Cooperative => {
-                partitions.set_all_offsets(Place::Offset(0))?;
-                consumer.incremental_assign(partitions).and_then(|()| consumer.pause(partitions))
-            }
-            _ => consumer.assign(&TopicPartitionList::new()),
-        };
-        self.shared.inbox().assigned(numbers(partitions));
-        done
-    }
-
-    fn revoked(
-        &self,
-        consumer: &BaseConsumer<Self>,
-        partitions: &TopicPartitionList,
-    ) -> KafkaResult<()> {
-        self.send_commits(consumer);
-        self.shared.inbox().revoked(&numbers(partitions));
-        match consumer.rebalance_protocol() {
-            RebalanceProtocol::Cooperative => consumer.incremental_unassign(partitions),
-            _ => consumer.unassign(),
-        }
-    }
-
-    /// Sends the gathered commits, unawaited.
-    fn send_commits(&self, consumer: &BaseConsumer<Self>) {
-        let commits = self.shared.inbox().take_commits();
-        if commits.is_empty() {
-            return;
-        }
-        let sent = list(&self.topic, commits.into_iter())
-            .and_then(|list| consumer.commit(&list, CommitMode::Async));
-        if let Err(error) = sent {
-            tracing::debug!(%error, "a commit was not sent");
-        }
-    }
-}
-
-fn numbers(partitions: &TopicPartitionList) -> Vec<Partition> {
-    partitions.elements().iter().map(|element| element.partition()).collect()
 }

@@ -6,8 +6,10 @@
 //! | `topics` | `migrate`, and the identity record in `metrics.meta` |
 //! | `producer` | append: one producer, one completion a batch |
 //! | `consumer`, `member`, `inbox` | a member of a group: its owner's handle, its thread, what they share |
+//! | `rebalances` | what a member is called back for |
 //! | `reader` | reads and questions outside any group |
 //! | `record` | librdkafka's messages become records |
+//! | `statistics` | what the clients tell of themselves, as metrics |
 //! | `damage` | for tests: what happens to topics behind the pipeline's back |
 //!
 //! librdkafka runs threads of its own and is polled from threads of ours; nothing here blocks the
@@ -34,11 +36,15 @@ mod inbox;
 mod member;
 mod producer;
 mod reader;
+mod rebalances;
 mod record;
+mod statistics;
 #[cfg(test)]
 mod tests;
 mod topics;
 
+pub use statistics::ClientMetrics;
+use statistics::{Client, Told};
 pub use topics::migrate;
 
 /// How to reach the brokers, and how to treat them. Plain values; the caller read and checked them.
@@ -99,6 +105,7 @@ pub struct KafkaLog {
     /// Of [`Topic::Raw`] and [`Topic::Dlq`], from the identity; a topic never changes its count.
     partitions: u32,
     producer: producer::Producer,
+    metrics: ClientMetrics,
     readers: Arc<reader::Readers>,
     /// Every thread that must be let finish before the process ends.
     threads: TaskTracker,
@@ -110,13 +117,14 @@ impl KafkaLog {
     /// # Errors
     /// [`LogError::Unavailable`] when no broker answers within a few seconds: try again.
     /// [`LogError::Unusable`] when topics or identity are missing, or the partition count differs.
-    pub async fn open(config: KafkaConfig) -> Result<Self, LogError> {
+    pub async fn open(config: KafkaConfig, metrics: ClientMetrics) -> Result<Self, LogError> {
         let names = Names::of(&config);
         let readers = reader::Readers::new(&config);
         let identity = topics::identity(&readers, &names).await?;
         let threads = TaskTracker::new();
-        let producer = producer::Producer::start(&config, threads.token())?;
-        Ok(Self { config, names, partitions: identity.partitions, producer, readers, threads })
+        let producer = producer::Producer::start(&config, &metrics, threads.token())?;
+        let partitions = identity.partitions;
+        Ok(Self { config, names, partitions, producer, metrics, readers, threads })
     }
 
     /// Takes no more appends, lets the accepted ones go out and dropped consumers leave their groups.
@@ -139,9 +147,9 @@ impl EventLog for KafkaLog {
     }
 
     async fn consume(&self, group: &str) -> Result<Box<dyn LogConsumer>, LogError> {
-        let group = format!("{}{group}", self.config.namespace);
-        let member =
-            consumer::join(&self.config, &group, &self.names.raw, self.threads.token()).await?;
+        let told = Told::new(Client::of_group(group), &self.metrics);
+        let settings = member::settings(&self.config, group);
+        let member = consumer::join(settings, told, &self.names.raw, self.threads.token()).await?;
         Ok(Box::new(member))
     }
 

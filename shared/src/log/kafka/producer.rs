@@ -22,11 +22,13 @@ use rdkafka::message::{Header, Message as _, OwnedHeaders};
 use rdkafka::producer::{
     BaseProducer, BaseRecord, DeliveryResult, NoCustomPartitioner, Producer as _, ProducerContext,
 };
+use rdkafka::statistics::Statistics;
 use tokio::sync::oneshot;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::KafkaConfig;
 use super::client::{self, unavailable};
+use super::statistics::{self, Client, ClientMetrics, Told};
 use crate::log::{AppendError, AppendResult, Headers, LogError, NewRecord};
 
 /// How long the thread waits for reports before it looks around. librdkafka's binding spins through the
@@ -44,19 +46,25 @@ struct Shared {
     current: RwLock<Option<BaseProducer<Reports>>>,
     stopping: AtomicBool,
     settings: ClientConfig,
+    metrics: ClientMetrics,
     /// What a stopping producer may take to deliver the rest.
     message_timeout: Duration,
 }
 
 impl Producer {
     /// Starts the producer and its thread; connecting happens behind.
-    pub(super) fn start(config: &KafkaConfig, token: TaskTrackerToken) -> Result<Self, LogError> {
+    pub(super) fn start(
+        config: &KafkaConfig,
+        metrics: &ClientMetrics,
+        token: TaskTrackerToken,
+    ) -> Result<Self, LogError> {
         let settings = settings(config);
-        let first = create(&settings).map_err(unavailable)?;
+        let first = create(&settings, metrics).map_err(unavailable)?;
         let shared = Arc::new(Shared {
             current: RwLock::new(Some(first)),
             stopping: AtomicBool::new(false),
             settings,
+            metrics: metrics.clone(),
             message_timeout: config.message_timeout,
         });
         let for_thread = Arc::clone(&shared);
@@ -145,7 +153,7 @@ impl Shared {
     /// Puts a new producer in the place of a dead one. What the dead one had outstanding is answered as
     /// unknown when it is dropped, here, away from the runtime.
     fn replace(&self) {
-        let next = match create(&self.settings) {
+        let next = match create(&self.settings, &self.metrics) {
             Ok(next) => next,
             Err(error) => return tracing::warn!(%error, "no new producer could be made yet"),
         };
@@ -159,8 +167,12 @@ impl Shared {
     }
 }
 
-fn create(settings: &ClientConfig) -> Result<BaseProducer<Reports>, KafkaError> {
-    BaseProducer::from_config_and_context(settings, Reports)
+fn create(
+    settings: &ClientConfig,
+    metrics: &ClientMetrics,
+) -> Result<BaseProducer<Reports>, KafkaError> {
+    let told = Told::new(Client::Producer, metrics);
+    BaseProducer::from_config_and_context(settings, Reports { told })
 }
 
 fn settings(config: &KafkaConfig) -> ClientConfig {
@@ -179,7 +191,8 @@ fn settings(config: &KafkaConfig) -> ClientConfig {
         .set("batch.size", "1000000")
         .set("compression.type", "none")
         .set("queue.buffering.max.messages", "200000")
-        .set("queue.buffering.max.kbytes", "131072");
+        .set("queue.buffering.max.kbytes", "131072")
+        .set("statistics.interval.ms", statistics::INTERVAL_MS);
     settings
 }
 
@@ -321,7 +334,9 @@ impl Count {
 }
 
 /// Receives what librdkafka has to say.
-struct Reports;
+struct Reports {
+    told: Arc<Told>,
+}
 
 impl ClientContext for Reports {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
@@ -330,6 +345,10 @@ impl ClientContext for Reports {
 
     fn error(&self, error: KafkaError, reason: &str) {
         client::log_error(&error, reason);
+    }
+
+    fn stats(&self, statistics: Statistics) {
+        self.told.tell(&statistics);
     }
 }
 

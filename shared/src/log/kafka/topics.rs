@@ -17,7 +17,7 @@ use uuid::Uuid;
 use super::client::{self, Quiet, unavailable};
 use super::producer::Producer;
 use super::reader::Readers;
-use super::{KafkaConfig, Names};
+use super::{ClientMetrics, KafkaConfig, Names};
 use crate::log::{Headers, Identity, LogError, NewRecord, Offset, Partition, ReadLimit};
 
 /// Where the identity is kept.
@@ -52,7 +52,7 @@ pub async fn migrate(config: &KafkaConfig) -> Result<Identity, LogError> {
     check_partitions(&readers, &names, config.partitions).await?;
     let identity = Identity { epoch: Uuid::new_v4(), partitions: config.partitions };
     let threads = TaskTracker::new();
-    let producer = Producer::start(config, threads.token())?;
+    let producer = Producer::start(config, &ClientMetrics::unseen(), threads.token())?;
     write_identity(&producer, &names.meta, identity).await?;
     last_identity(&readers, &names.meta)
         .await?

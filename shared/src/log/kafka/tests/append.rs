@@ -74,12 +74,14 @@ async fn without_a_broker_append_answers_within_its_deadline_and_open_fails_quic
     config.append_timeout = Duration::from_millis(600);
 
     let started = Instant::now();
-    let opened = KafkaLog::open(config.clone()).await;
+    let opened = KafkaLog::open(config.clone(), ClientMetrics::unseen()).await;
     assert!(matches!(opened, Err(LogError::Unavailable(_))));
     assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
 
     let threads = tokio_util::task::TaskTracker::new();
-    let producer = super::super::producer::Producer::start(&config, threads.token()).unwrap();
+    let producer =
+        super::super::producer::Producer::start(&config, &ClientMetrics::unseen(), threads.token())
+            .unwrap();
     let started = Instant::now();
     let results = producer.append("metrics.raw", &[record(0, "a"), record(0, "b")]).await;
     assert!(started.elapsed() < Duration::from_millis(900), "{:?}", started.elapsed());
@@ -149,7 +151,9 @@ async fn a_producer_declared_dead_is_replaced_and_its_records_are_not_called_ref
         ..config(1)
     };
     let threads = tokio_util::task::TaskTracker::new();
-    let producer = super::super::producer::Producer::start(&config, threads.token()).unwrap();
+    let producer =
+        super::super::producer::Producer::start(&config, &ClientMetrics::unseen(), threads.token())
+            .unwrap();
     let mut failed = 0;
     let started = Instant::now();
     loop {

@@ -19,14 +19,14 @@ async fn migrate_makes_the_log_once_and_then_changes_nothing() {
     assert_eq!(migrate(&config).await.unwrap(), made);
     let asked_differently = KafkaConfig { partitions: 5, ..config.clone() };
     assert_eq!(migrate(&asked_differently).await.unwrap(), made);
-    let log = KafkaLog::open(config).await.unwrap();
+    let log = KafkaLog::open(config, ClientMetrics::unseen()).await.unwrap();
     assert_eq!(log.identity().await.unwrap(), made);
 }
 
 #[tokio::test]
 async fn without_topics_open_says_to_run_migrate() {
     let config = config(1);
-    let sentence = sentence(KafkaLog::open(config.clone()).await);
+    let sentence = sentence(KafkaLog::open(config.clone(), ClientMetrics::unseen()).await);
     assert!(sentence.contains("run `pulsestream migrate`"), "{sentence}");
     assert!(sentence.contains(&format!("{}metrics.raw", config.namespace)), "{sentence}");
 }
@@ -36,9 +36,10 @@ async fn a_topic_with_another_partition_count_names_both_numbers() {
     let config = config(3);
     migrate(&config).await.unwrap();
     add_partitions(&config, 5).await;
-    for sentence in
-        [sentence(KafkaLog::open(config.clone()).await), sentence(migrate(&config).await)]
-    {
+    for sentence in [
+        sentence(KafkaLog::open(config.clone(), ClientMetrics::unseen()).await),
+        sentence(migrate(&config).await),
+    ] {
         assert!(sentence.contains("has 5 partitions"), "{sentence}");
         assert!(sentence.contains("made with 3"), "{sentence}");
     }

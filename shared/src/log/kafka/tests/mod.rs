@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::{KafkaConfig, KafkaLog, migrate};
+use super::{ClientMetrics, KafkaConfig, KafkaLog, migrate};
 use crate::log::{
     EventLog as _, Headers, LogConsumer, LogEvent, NewRecord, Offset, Partition, Record, Topic,
 };
@@ -14,6 +14,7 @@ mod append;
 mod consume;
 mod identity;
 mod read;
+mod statistics;
 mod suite;
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -36,7 +37,7 @@ fn config(partitions: u32) -> KafkaConfig {
 async fn log(partitions: u32) -> KafkaLog {
     let config = config(partitions);
     migrate(&config).await.unwrap();
-    KafkaLog::open(config).await.unwrap()
+    KafkaLog::open(config, ClientMetrics::unseen()).await.unwrap()
 }
 
 fn record(partition: Partition, value: impl Into<String>) -> NewRecord {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{KafkaConfig, KafkaLog, PATIENCE, config, migrate};
+use super::{ClientMetrics, KafkaConfig, KafkaLog, PATIENCE, config, migrate};
 use crate::testing::log::{Fixture, PARTITIONS};
 
 crate::log_conformance!(fixture);
@@ -10,7 +10,7 @@ crate::log_conformance!(fixture);
 async fn fixture() -> Fixture {
     let config = config(PARTITIONS);
     migrate(&config).await.unwrap();
-    let log = KafkaLog::open(config.clone()).await.unwrap();
+    let log = KafkaLog::open(config.clone(), ClientMetrics::unseen()).await.unwrap();
     fixture_of(config, log)
 }
 
@@ -23,7 +23,7 @@ fn fixture_of(config: KafkaConfig, log: KafkaLog) -> Fixture {
         reopen: Box::new(|| {
             Box::pin(async move {
                 assert!(closing.close(PATIENCE).await, "members left the group");
-                let log = KafkaLog::open(config.clone()).await.unwrap();
+                let log = KafkaLog::open(config.clone(), ClientMetrics::unseen()).await.unwrap();
                 fixture_of(config, log)
             })
         }),
