@@ -247,7 +247,7 @@ async fn bury(pipeline: &Pipeline) -> Uuid {
         },
         client: keys[0].client,
         received_at_us: clock::unix_us(),
-        unsure: false,
+        unsure: None,
         replay: false,
     };
     let appended = engine.log.append(Topic::Raw, vec![encode(&accepted, engine.partitions)]).await;

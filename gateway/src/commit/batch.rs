@@ -8,10 +8,11 @@
 //! **Invariant.** A batch's key is done only when every event of it is settled for good: in the log, or
 //! refused for what it is. Otherwise the key stays open and the same body goes on where it ended.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use pulsestream_shared::cache::{Fingerprint, LockKey, LockRecord, Outcome};
-use pulsestream_shared::codec::{record, shared_headers};
+use pulsestream_shared::codec::{Unsure, record, shared_headers};
 use pulsestream_shared::event::{ClientId, Event};
 use pulsestream_shared::log::{AppendError, AppendResult, EventLog, Headers, NewRecord, Topic};
 use pulsestream_shared::problem::Code;
@@ -161,10 +162,10 @@ impl BatchCommit {
         }
         let (mut records, mut places) = (Vec::with_capacity(turns.len()), Vec::new());
         let mut admitted = vec![None; self.gates.len()];
-        let headers = ByLock::of(batch);
+        let mut headers = ByLock { batch, known: HashMap::new() };
         for (index, (event, turn)) in batch.events.iter().zip(turns.iter_mut()).enumerate() {
             let Turn::Append(lease) = turn else { continue };
-            let record = self.record(event, lease.as_ref(), whole, &headers);
+            let record = self.record(event, lease.as_ref(), whole, &mut headers);
             if self.admits(&mut admitted, &record) {
                 records.push(record);
                 places.push(index);
@@ -196,13 +197,12 @@ impl BatchCommit {
         event: &BatchEvent,
         lease: Option<&Lease>,
         whole: Option<&Lease>,
-        headers: &ByLock,
+        headers: &mut ByLock<'_>,
     ) -> NewRecord {
-        let local = lease.or(whole).is_some_and(|lease| lease.local);
-        let headers = if local { &headers.local } else { &headers.shared };
+        let unsure = lease.or(whole).and_then(|lease| lease.unsure);
         NewRecord {
             outcomes: lease.map(outcome).into_iter().collect(),
-            ..record(&event.event, headers.clone(), self.partitions)
+            ..record(&event.event, headers.of(unsure), self.partitions)
         }
     }
 
@@ -243,7 +243,7 @@ impl BatchCommit {
         let kind = match result {
             Ok(_) => {
                 lease.iter().for_each(|lease| self.settle(Change::finish(lease)));
-                let local = lease.as_ref().or(whole).is_some_and(|lease| lease.local);
+                let local = lease.as_ref().or(whole).is_some_and(Lease::is_local);
                 return Answer::Accepted { local };
             }
             Err(AppendError::Unknown(_)) => "unknown",
@@ -298,16 +298,17 @@ impl BatchCommit {
     }
 }
 
-/// The headers of a batch's records: of those under a shared lock, and of those under a local one.
-struct ByLock {
-    shared: Headers,
-    local: Headers,
+/// The headers of a batch's records, which differ by what is known of their locks alone.
+struct ByLock<'a> {
+    batch: &'a Batch,
+    known: HashMap<Option<Unsure>, Headers>,
 }
 
-impl ByLock {
-    fn of(batch: &Batch) -> Self {
-        let of = |unsure| shared_headers(batch.client, batch.received_at_us, unsure);
-        Self { shared: of(false), local: of(true) }
+impl ByLock<'_> {
+    fn of(&mut self, unsure: Option<Unsure>) -> Headers {
+        let Batch { client, received_at_us, .. } = self.batch;
+        let headers = || shared_headers(*client, *received_at_us, unsure);
+        self.known.entry(unsure).or_insert_with(headers).clone()
     }
 }
 

@@ -74,7 +74,7 @@ impl Lane {
                 let age_seconds = (clock::unix_us() - received_at_us).max(0) as f64 / 1e6;
                 self.metrics.logged.observe(age_seconds);
                 Change::finish(&owned.lease).queue(&self.settle, &self.metrics);
-                let local = owned.lease.local;
+                let local = owned.lease.is_local();
                 owned.waiting.answer(Answer::Accepted { local });
             }
             Err(AppendError::Refused(reason)) => {

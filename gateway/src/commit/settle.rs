@@ -28,14 +28,14 @@ pub(super) struct Change {
 impl Change {
     /// The event is in the log.
     pub(super) fn finish(lease: &Lease) -> Self {
-        Self { change: LockChange::Finish(lease.key, done(&lease.record)), local: lease.local }
+        Self { change: LockChange::Finish(lease.key, done(&lease.record)), local: lease.is_local() }
     }
 
     /// The event is certainly not in the log by this attempt.
     pub(super) fn release(lease: &Lease) -> Self {
         let record = after_refusal(&lease.record, lease.taken_over);
         let change = LockChange::Swap { key: lease.key, expected: lease.record, record };
-        Self { change, local: lease.local }
+        Self { change, local: lease.is_local() }
     }
 
     /// Queues the change, or counts it as lost when too many wait.

@@ -185,7 +185,7 @@ pub fn row(partition: Partition, offset: Offset, id: u128) -> StoreRow {
         received_at_us: NOW_MS * 1_000 + 250,
         partition,
         offset,
-        unsure: false,
+        unsure: None,
     }
 }
 

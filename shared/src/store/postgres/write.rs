@@ -92,7 +92,7 @@ async fn transaction(
         tx.rollback().await.map_err(failure)?;
         return Ok(Written::Fenced);
     }
-    if rows.iter().any(|row| row.unsure) {
+    if rows.iter().any(|row| row.unsure.is_some()) {
         lock_unsure(&mut tx).await?;
     }
     let Settled { new, duplicates, dead: found } =
@@ -184,7 +184,7 @@ impl Shelf for Table<'_> {
 
 async fn put(connection: &mut PgConnection, rows: &[&StoreRow]) -> Result<Vec<Verdict>, Failure> {
     let mut verdicts = vec![None; rows.len()];
-    let unsure = places(rows, |_, row| row.unsure);
+    let unsure = places(rows, |_, row| row.unsure.is_some());
     compare(connection, COMPARE, rows, &unsure, &mut verdicts).await?;
 
     let fresh = places(rows, |place, _| verdicts.get(place).is_some_and(Option::is_none));

@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use uuid::Uuid;
 
 use super::{Copies, DAY_MS, Fixture, batch, metadata, place, row, rows, stored, verdict};
+use crate::codec::Unsure;
 use crate::event::{ClientId, DeviceId};
 use crate::store::{DeadLetter, DeadReason, StoreBatch, StoreError, StoreRow, Written};
 
@@ -109,7 +110,7 @@ pub async fn an_unsure_row_meets_its_id_under_another_timestamp(fixture: Fixture
     fixture.write(&batch(0, 2, first)).await;
 
     let mut later = rows(2, [1, 2, 3]);
-    later.iter_mut().for_each(|row| row.unsure = true);
+    later.iter_mut().for_each(|row| row.unsure = Some(Unsure::Local));
     let written = fixture.write(&batch(2, 5, later)).await;
     assert_eq!(verdict(&written), (1, 1, vec![(2, "id_conflict")]));
     assert_eq!(fixture.count().await, 3);
@@ -122,7 +123,7 @@ pub async fn of_two_unsure_rows_with_one_id_at_once_one_is_stored(fixture: Fixtu
         let mut early = row(0, round, id);
         let mut late = row(1, round, id);
         late.event.timestamp_ms += 2 * 60 * 60 * 1_000;
-        (early.unsure, late.unsure) = (true, true);
+        (early.unsure, late.unsure) = (Some(Unsure::Local), Some(Unsure::Local));
         let [one, two] = [early, late].map(|row| StoreBatch {
             group: super::GROUP,
             from: vec![place(row.partition, round)],
@@ -146,7 +147,7 @@ pub async fn two_clients_may_use_the_same_id(fixture: Fixture) {
     both[1].client = ClientId(2);
     both[1].event.value = -3.0;
     assert_eq!(fixture.write(&batch(0, 2, both.clone())).await, stored(2, 0));
-    both.iter_mut().for_each(|row| row.unsure = true);
+    both.iter_mut().for_each(|row| row.unsure = Some(Unsure::Local));
     assert_eq!(fixture.write(&batch(2, 4, both)).await, stored(0, 2));
 }
 
@@ -160,7 +161,7 @@ pub async fn equal_rows_are_duplicates_however_they_are_spelled(fixture: Fixture
     assert_eq!(fixture.write(&batch(0, 7, sent.clone())).await, stored(7, 0));
 
     sent[5].event.metadata = metadata(r#"{"c":"é","b":true,"a":1}"#);
-    for unsure in [false, true] {
+    for unsure in [None, Some(Unsure::Local), Some(Unsure::Forgotten { at_ms: super::NOW_MS })] {
         sent.iter_mut().for_each(|row| row.unsure = unsure);
         let from = fixture.next().await;
         assert_eq!(fixture.write(&batch(from, from + 7, sent.clone())).await, stored(0, 7));
