@@ -423,7 +423,7 @@ impl Reader {
                         seq: event.value as i64,
                         partition,
                         logged_at_ms: record.logged_at_ms,
-                        unsure: accepted.unsure,
+                        unsure: accepted.unsure.is_some(),
                     });
                 }
             }

@@ -88,6 +88,9 @@ pub(crate) fn done(own: &LockRecord) -> LockRecord {
 }
 
 #[cfg(test)]
+mod model;
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

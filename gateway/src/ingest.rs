@@ -83,7 +83,7 @@ impl Ingest {
                 event: draft.event,
                 client: key.client,
                 received_at_us,
-                unsure: false,
+                unsure: None,
                 replay: false,
             },
         };

@@ -40,6 +40,8 @@ pub(crate) struct GatewayMetrics {
     pub(crate) log_breaker: Arc<BreakerMetrics>,
     /// Whether the shared cache is used.
     pub(crate) cache_breaker: Arc<BreakerMetrics>,
+    /// When the cache was found to have lost keys, less than a day ago; unix seconds, 0: not.
+    pub(crate) cache_forgot_at_seconds: IntGauge,
     /// Time from acceptance to the log's confirmation.
     pub(crate) logged: Histogram,
     /// What became of queries of the read API.
@@ -162,6 +164,10 @@ impl GatewayMetrics {
             outcomes_lost: metrics.counter(
                 "idempotency_outcomes_lost_total",
                 "Outcomes not written to the cache; their keys are taken over after their lease.",
+            ),
+            cache_forgot_at_seconds: metrics.gauge(
+                "cache_forgot_timestamp_seconds",
+                "When Redis was found to have lost idempotency keys, less than a day ago; else 0.",
             ),
             logged: context.freshness.with_label_values(&["logged"]),
             read_queries: metrics.counters(

@@ -6,7 +6,8 @@
 //! | value | [`Event::to_json`], readable by any Kafka tool |
 //! | header `client` | the client's number, decimal text |
 //! | header `received-at` | when a gateway accepted it, unix microseconds, decimal text |
-//! | header `unsure` | `1` when it was accepted without a shared lock; else absent |
+//! | header `unsure` | `1` when its lock may not have been the only one of its key ([`Unsure`]); else absent |
+//! | header `forgotten-at` | beside `unsure`, when the reason is [`Unsure::Forgotten`]: its time, unix milliseconds |
 //! | header `replay` | `1` on a replayed dead letter: stored, not shown live; else absent |
 //! | header `traceparent` | W3C trace context, when the request was sampled |
 //!
@@ -33,10 +34,22 @@ pub struct Accepted {
     pub client: ClientId,
     /// When a gateway accepted it, unix microseconds.
     pub received_at_us: i64,
-    /// Accepted under a local lock, or while Redis had just lost its data.
-    pub unsure: bool,
+    /// Set when another event may have been accepted under the same id.
+    pub unsure: Option<Unsure>,
     /// A replayed dead letter.
     pub replay: bool,
+}
+
+/// Why the lock an event was accepted under may not have been the only one of its key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Unsure {
+    /// One gateway locked the key by itself: others may have accepted, or may yet accept, another event.
+    Local,
+    /// The cache that locked the key had lost what it knew: an event accepted before may have the id.
+    Forgotten {
+        /// When it lost it, unix milliseconds.
+        at_ms: i64,
+    },
 }
 
 /// Why a record is not an event, and what could still be read of it.
@@ -73,7 +86,7 @@ pub fn encode_traced(
 pub fn shared_headers(
     client: ClientId,
     received_at_us: i64,
-    unsure: bool,
+    unsure: Option<Unsure>,
     trace: Option<TraceParent>,
 ) -> Headers {
     headers(client, received_at_us, unsure, trace).build()
@@ -95,7 +108,7 @@ pub fn record(event: &Event, headers: Headers, partitions: u32) -> NewRecord {
 fn headers(
     client: ClientId,
     received_at_us: i64,
-    unsure: bool,
+    unsure: Option<Unsure>,
     trace: Option<TraceParent>,
 ) -> HeadersBuilder {
     let mut number = itoa::Buffer::new();
@@ -105,7 +118,13 @@ fn headers(
     if let Some(trace) = trace {
         headers = headers.with(TRACEPARENT, trace.to_text().as_bytes());
     }
-    if unsure { headers.with("unsure", b"1") } else { headers }
+    match unsure {
+        None => headers,
+        Some(Unsure::Local) => headers.with("unsure", b"1"),
+        Some(Unsure::Forgotten { at_ms }) => {
+            headers.with("unsure", b"1").with("forgotten-at", number.format(at_ms).as_bytes())
+        }
+    }
 }
 
 /// Reads an event back from its record.
@@ -132,7 +151,7 @@ pub fn decode(record: &Record) -> Result<Accepted, Malformed> {
         event,
         client,
         received_at_us,
-        unsure: flag(&record.headers, "unsure"),
+        unsure: flag(&record.headers, "unsure").then(|| why_unsure(&record.headers)),
         replay: flag(&record.headers, "replay"),
     })
 }
@@ -195,6 +214,10 @@ fn number(headers: &Headers, name: &str) -> Option<i64> {
     std::str::from_utf8(headers.get(name)?).ok()?.parse().ok()
 }
 
+fn why_unsure(headers: &Headers) -> Unsure {
+    number(headers, "forgotten-at").map_or(Unsure::Local, |at_ms| Unsure::Forgotten { at_ms })
+}
+
 fn flag(headers: &Headers, name: &str) -> bool {
     headers.get(name) == Some(b"1")
 }
@@ -221,7 +244,9 @@ mod tests {
         let event_type = "[^\\x00]{2,50}";
         let ids = (any::<u128>(), any::<u128>());
         let numbers = (any::<f64>().prop_filter("finite", |v| v.is_finite()), 1..i64::MAX);
-        let flags = (any::<bool>(), any::<bool>());
+        let forgotten = any::<i64>().prop_map(|at_ms| Unsure::Forgotten { at_ms });
+        let unsure = proptest::option::of(prop_oneof![Just(Unsure::Local), forgotten]);
+        let flags = (unsure, any::<bool>());
         (ids, event_type, numbers, any::<i32>(), 1..i64::MAX, flags).prop_map(
             |((id, device), event_type, (value, timestamp_ms), client, received_at_us, flags)| {
                 let event = Event {
@@ -264,7 +289,7 @@ mod tests {
             timestamp_ms: 1_795_194_569_018,
             metadata: None,
         };
-        Accepted { event, client: ClientId(7), received_at_us: 5, unsure: false, replay: false }
+        Accepted { event, client: ClientId(7), received_at_us: 5, unsure: None, replay: false }
     }
 
     #[test]

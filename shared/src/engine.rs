@@ -25,7 +25,7 @@ use crate::cache::redis::{CacheOpenError, RedisCache, RedisConfig};
 use crate::config::Config;
 use crate::log::embedded::{EmbeddedConfig, EmbeddedLog};
 use crate::log::kafka::{self, ClientMetrics, KafkaConfig, KafkaLog};
-use crate::log::{EventLog, LogError, LogIdentity};
+use crate::log::{EventLog, LogError, LogIdentity, STORE_GROUP, Topic};
 use crate::metrics::Metrics;
 use crate::retry::Backoff;
 use crate::store::postgres::{self, PostgresConfig, PostgresStore};
@@ -136,7 +136,11 @@ impl Engine {
             LogKind::Embedded(log) if !is_redis(config) => {
                 Arc::new(EmbeddedCache::new(log, EmbeddedCacheBounds::default()))
             }
-            _ => open_redis_cache(config).await?,
+            _ => {
+                let redis = open_redis_cache(config).await?;
+                absolve_new(&redis, &kind, stores.events.as_ref()).await;
+                redis
+            }
         };
         let bus: Arc<dyn Bus> = if is_redis(config) {
             Arc::new(
@@ -348,7 +352,24 @@ fn create_folder_of(path: &Path) -> Result<(), String> {
     }
 }
 
-async fn open_redis_cache(config: &Config) -> Result<Arc<dyn Cache>, CacheOpenError> {
+/// A Redis without a sentinel has forgotten nothing when nothing was ever accepted: the very first start. It is
+/// marked first and absolved afterwards, so that whatever is accepted in between is counted for.
+async fn absolve_new(redis: &RedisCache, log: &LogKind, store: &dyn EventStore) {
+    let Ok(Some(at_ms)) = redis.forgot_at_ms().await else { return };
+    let bounds = match log {
+        LogKind::Kafka(log) => log.bounds(Topic::Raw).await,
+        LogKind::Embedded(log) => log.bounds(Topic::Raw).await,
+    };
+    let no_record = bounds.is_ok_and(|bounds| bounds.iter().all(|bounds| bounds.next == 0));
+    let places = store.progress(STORE_GROUP).await;
+    if no_record && places.is_ok_and(|places| places.iter().all(|place| place.next == 0)) {
+        if let Err(error) = redis.absolve(at_ms).await {
+            tracing::warn!(%error, "a new Redis counts as one that lost its keys");
+        }
+    }
+}
+
+async fn open_redis_cache(config: &Config) -> Result<Arc<RedisCache>, CacheOpenError> {
     let cache = RedisCache::open(RedisConfig {
         url: config.cache.redis_url.expose().to_owned(),
         namespace: config.log.namespace.clone(),

@@ -1,12 +1,21 @@
 //! `POST /v1/events/batch`: what each event of a batch comes to, and what a batch that ended half way
 //! goes on with.
 
+use std::collections::BTreeMap;
 use std::io::Write as _;
+use std::sync::Arc;
 
+use async_trait::async_trait;
 use pulsestream_e2e::client::{Answer, Client, PATIENCE, event};
-use pulsestream_e2e::harness::{Engines, Harness, Pipeline};
+use pulsestream_e2e::harness::{self, Engines, Harness, Home, Pipeline};
 use pulsestream_e2e::on_both;
+use pulsestream_shared::auth::Keyring;
 use pulsestream_shared::clock;
+use pulsestream_shared::log::{
+    AppendError, AppendResult, Bounds, EventLog, LogConsumer, LogError, NewRecord, Offset,
+    Partition, ReadLimit, Record, Topic,
+};
+use pulsestream_shared::service::Context;
 use pulsestream_shared::testing::faults::{Fault, Faults, Method};
 use pulsestream_shared::testing::wait_for;
 use serde_json::{Value, json};
@@ -233,4 +242,80 @@ async fn a_batch_may_be_lines_and_compressed_and_is_bounded_in_every_way() {
     let no_key = post(&client, None, &json!(events(&pipeline, 2))).await;
     assert_eq!(counts(&no_key), (422, 0, 0, 2), "an event without id or key is at fault");
     pipeline.stop().await;
+}
+
+/// A log of which one partition takes nothing.
+struct OneRefuses(Arc<dyn EventLog>, Partition);
+
+#[async_trait]
+impl EventLog for OneRefuses {
+    async fn append(&self, topic: Topic, records: Vec<NewRecord>) -> Vec<AppendResult> {
+        let refused: Vec<_> = records.iter().map(|record| record.partition == self.1).collect();
+        let taken = records.into_iter().filter(|record| record.partition != self.1).collect();
+        let mut results = self.0.append(topic, taken).await.into_iter();
+        let refusal = || Err(AppendError::Refused("this partition takes nothing".to_owned()));
+        let result = |refused| if refused { Some(refusal()) } else { results.next() };
+        refused.into_iter().filter_map(result).collect()
+    }
+
+    async fn consume(&self, group: &str) -> Result<Box<dyn LogConsumer>, LogError> {
+        self.0.consume(group).await
+    }
+
+    async fn read(
+        &self,
+        topic: Topic,
+        partition: Partition,
+        from: Offset,
+        limit: ReadLimit,
+    ) -> Result<Vec<Record>, LogError> {
+        self.0.read(topic, partition, from, limit).await
+    }
+
+    async fn bounds(&self, topic: Topic) -> Result<Vec<Bounds>, LogError> {
+        self.0.bounds(topic).await
+    }
+
+    async fn locate(&self, logged_at_ms: i64) -> Result<Vec<Offset>, LogError> {
+        self.0.locate(logged_at_ms).await
+    }
+}
+
+/// Interleaving 14.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_that_half_failed_stays_open_and_is_completed_by_the_same_body() {
+    let home = Home::new(Engines::Servers, BTreeMap::new()).await;
+    let api_key = home.make_key("tenant").await;
+    let half = harness::start(&home, pulsestream_gateway::ROLE, async |mut context: Context| {
+        context.engine.log = Arc::new(OneRefuses(context.engine.log.clone(), 0));
+        let keyring = Keyring::open(&context).await?;
+        pulsestream_gateway::build(context, keyring).await
+    })
+    .await;
+    let whole = harness::start_gateway(&home).await;
+    let (client, key) = (Client::new(&half.url, &api_key), Uuid::new_v4());
+    let body = json!((0..40).map(|n| event(Uuid::new_v4(), n.into())).collect::<Vec<_>>());
+    let first = post(&client, Some(key), &body).await;
+    let (status, accepted, duplicates, rejected) = counts(&first);
+    assert_eq!((status, duplicates, accepted + rejected), (207, 0, 40), "{first:?}");
+    assert!(rejected > 0 && !first.header("retry-after").is_empty(), "{first:?}");
+    let rows = first.body["results"].as_array().expect("rows");
+    assert!(rows.iter().all(|row| row["status"] == "retry"), "{first:?}");
+
+    let other = json!([event(Uuid::new_v4(), 0.0)]);
+    let completed = post(&client.at(&whole.url), Some(key), &body).await;
+    assert_eq!(counts(&completed), (202, rejected, accepted, 0), "{completed:?}");
+    let mismatch = post(&client.at(&whole.url), Some(key), &other).await;
+    assert_problem(&mismatch, 422, "idempotency_mismatch");
+    wait_for("the batch to be done", PATIENCE, async || {
+        let again = post(&client, Some(key), &body).await;
+        assert_eq!(again.status, 202, "{again:?}");
+        again.header("idempotency-replayed") == "true"
+    })
+    .await;
+    let bounds = whole.engine.log.bounds(Topic::Raw).await.expect("bounds");
+    assert_eq!(bounds.iter().map(|bounds| bounds.next - bounds.first).sum::<i64>(), 40);
+    half.stop().await;
+    whole.stop().await;
+    home.remove().await;
 }

@@ -234,7 +234,7 @@ pub(crate) async fn bury(pipeline: &Pipeline) -> Uuid {
         },
         client: tenant.client,
         received_at_us: clock::unix_us(),
-        unsure: false,
+        unsure: None,
         replay: false,
     };
     let appended = engine.log.append(Topic::Raw, vec![encode(&accepted, engine.partitions)]).await;

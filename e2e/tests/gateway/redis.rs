@@ -215,3 +215,36 @@ async fn of_two_bodies_under_one_key_around_an_outage_one_is_stored_and_one_is_a
     second.stop().await;
     pipeline.stop().await;
 }
+
+/// Interleaving 8: only one gateway lost Redis, so the other's record has no mark. The device of the second
+/// body is another one, so its partition, and whoever stores that, may be too.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_accepted_by_one_gateway_alone_keeps_its_key_from_the_others() {
+    let (mut pipeline, proxy) = behind_a_proxy().await;
+    pipeline.home.variables.insert("REDIS_URL".to_owned(), services::redis_url());
+    let second = start_gateway(&pipeline.home).await;
+    let (cut_off, device) = (pipeline.client(), pipeline.devices[0]);
+    let whole = cut_off.at(&second.url);
+    proxy.kill();
+    for _ in 0..4 {
+        let id = Uuid::new_v4();
+        let answer = post_quickly(&cut_off, id, &event(device, 1.0)).await;
+        assert_eq!((answer.status, answer.header("idempotency-status")), (202, "local"));
+        stored_until(&pipeline, id).await;
+        let rival = event(Uuid::new_v4(), 2.0);
+        let answer = post_quickly(&whole, id, &rival).await;
+        assert_eq!((answer.status, answer.header("idempotency-status")), (202, ""));
+    }
+    let tables = pipeline.home.tables().await;
+    wait_for("the second bodies to be put aside", PATIENCE, async || {
+        tables.buried_records().await.expect("dead letters").len() == 4
+    })
+    .await;
+    let letters = tables.buried_records().await.expect("dead letters");
+    assert!(letters.iter().all(|letter| letter.reason == "id_conflict"), "{letters:?}");
+    let stored = tables.stored_events().await.expect("events");
+    assert!(stored.iter().all(|event| event.value == 1.0), "the first wins: {stored:?}");
+    assert_eq!(stored.len(), 4);
+    second.stop().await;
+    pipeline.stop().await;
+}

@@ -42,7 +42,7 @@ async fn a_second_copy_in_the_log_is_shown_once_and_stored_once(engines: Engines
             metadata: None,
         };
         let received_at_us = clock::unix_us();
-        let accepted = Accepted { event, client, received_at_us, unsure: false, replay: false };
+        let accepted = Accepted { event, client, received_at_us, unsure: None, replay: false };
         let record = encode(&accepted, engine.partitions);
         let appended = engine.log.append(Topic::Raw, vec![record]).await;
         assert!(appended.iter().all(Result::is_ok), "{appended:?}");

@@ -104,7 +104,7 @@ fn accepted(device: Uuid, client: ClientId) -> Accepted {
         timestamp_ms: clock::unix_ms(),
         metadata: None,
     };
-    Accepted { event, client, received_at_us: clock::unix_us(), unsure: false, replay: false }
+    Accepted { event, client, received_at_us: clock::unix_us(), unsure: None, replay: false }
 }
 
 /// One of each kind, all of one device, each with an id of its own.

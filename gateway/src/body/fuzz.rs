@@ -53,7 +53,7 @@ proptest! {
         let again = read(&event.to_json(), Id::Field(None), NOW_MS, &CONFIG.ingest);
         prop_assert_eq!(&again.unwrap().event, &event);
         let accepted =
-            Accepted { event, client: ClientId(7), received_at_us: 5, unsure: false, replay: false };
+            Accepted { event, client: ClientId(7), received_at_us: 5, unsure: None, replay: false };
         let new = encode(&accepted, 12);
         let (partition, key, value, headers) = (new.partition, new.key, new.value, new.headers);
         let record = Record { partition, offset: 0, logged_at_ms: 0, key, value, headers };

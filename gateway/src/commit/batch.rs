@@ -8,14 +8,15 @@
 //! **Invariant.** A batch's key is done only when every event of it is settled for good: in the log, or
 //! refused for what it is. Otherwise the key stays open and the same body goes on where it ended.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use pulsestream_shared::cache::{Fingerprint, LockKey, LockRecord, Outcome};
-use pulsestream_shared::codec::{record, shared_headers};
+use pulsestream_shared::codec::{Unsure, record, shared_headers};
 use pulsestream_shared::event::{ClientId, Event};
 use pulsestream_shared::log::{AppendError, AppendResult, EventLog, Headers, NewRecord, Topic};
 use pulsestream_shared::problem::Code;
-use pulsestream_shared::traces::{Step, Steps, Trace};
+use pulsestream_shared::traces::{Step, Steps, Trace, TraceParent};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
@@ -170,10 +171,11 @@ impl BatchCommit {
         passes.resize_with(self.breakers.len(), || None);
         let to_append = || turns.iter().filter(|turn| matches!(turn, Turn::Append(_))).count();
         let mut step = batch.trace.as_ref().map(|trace| trace.send(Topic::Raw, to_append()));
-        let headers = ByLock::of(batch, step.as_ref());
+        let trace = step.as_ref().map(Step::parent);
+        let mut headers = ByLock { batch, trace, known: HashMap::new() };
         for (index, (event, turn)) in batch.events.iter().zip(turns.iter_mut()).enumerate() {
             let Turn::Append(lease) = turn else { continue };
-            let record = self.record(event, lease.as_ref(), whole, &headers);
+            let record = self.record(event, lease.as_ref(), whole, &mut headers);
             if self.admits(&mut passes, &record) {
                 records.push(record);
                 places.push(index);
@@ -210,13 +212,12 @@ impl BatchCommit {
         event: &BatchEvent,
         lease: Option<&Lease>,
         whole: Option<&Lease>,
-        headers: &ByLock,
+        headers: &mut ByLock<'_>,
     ) -> NewRecord {
-        let local = lease.or(whole).is_some_and(|lease| lease.local);
-        let headers = if local { &headers.local } else { &headers.shared };
+        let unsure = lease.or(whole).and_then(|lease| lease.unsure);
         NewRecord {
             outcomes: lease.map(outcome).into_iter().collect(),
-            ..record(&event.event, headers.clone(), self.partitions)
+            ..record(&event.event, headers.of(unsure), self.partitions)
         }
     }
 
@@ -252,7 +253,7 @@ impl BatchCommit {
     fn answer(&self, result: AppendResult, lease: Option<Lease>, whole: Option<&Lease>) -> Answer {
         let Err(error) = result else {
             lease.iter().for_each(|lease| self.settle(Change::finish(lease)));
-            let local = lease.as_ref().or(whole).is_some_and(|lease| lease.local);
+            let local = lease.as_ref().or(whole).is_some_and(Lease::is_local);
             return Answer::Accepted { local };
         };
         self.metrics.append_errors.with_label_values(&[error.kind()]).inc();
@@ -303,17 +304,19 @@ impl BatchCommit {
     }
 }
 
-/// The headers of a batch's records: of those under a shared lock, and of those under a local one.
-struct ByLock {
-    shared: Headers,
-    local: Headers,
+/// The headers of a batch's records, which differ by what is known of their locks alone.
+struct ByLock<'a> {
+    batch: &'a Batch,
+    /// The step that sends them, when it is traced.
+    trace: Option<TraceParent>,
+    known: HashMap<Option<Unsure>, Headers>,
 }
 
-impl ByLock {
-    fn of(batch: &Batch, step: Option<&Step>) -> Self {
-        let trace = step.map(Step::parent);
-        let of = |unsure| shared_headers(batch.client, batch.received_at_us, unsure, trace);
-        Self { shared: of(false), local: of(true) }
+impl ByLock<'_> {
+    fn of(&mut self, unsure: Option<Unsure>) -> Headers {
+        let Batch { client, received_at_us, .. } = self.batch;
+        let headers = || shared_headers(*client, *received_at_us, unsure, self.trace);
+        self.known.entry(unsure).or_insert_with(headers).clone()
     }
 }
 

@@ -91,7 +91,7 @@ impl Lane {
                 self.metrics.logged.observe(age_seconds);
                 let trace = owned.waiting.attempt.trace.take();
                 Change::finish(&owned.lease).traced(trace).queue(&self.settle, &self.metrics);
-                let local = owned.lease.local;
+                let local = owned.lease.is_local();
                 owned.waiting.answer(Answer::Accepted { local });
             }
             Err(AppendError::Refused(reason)) => {

@@ -11,9 +11,10 @@ use std::time::Duration;
 use pulsestream_shared::admin::{Dependency, Readiness};
 use pulsestream_shared::cache::memory::MemoryLocks;
 use pulsestream_shared::cache::{
-    Cache, CacheError, Fingerprint, LockChange, LockKey, LockRecord, LockReply, LockRequest,
+    Cache, CacheError, Fingerprint, LockChange, LockKey, LockRecord, LockReply, LockRequest, Locked,
 };
 use pulsestream_shared::clock;
+use pulsestream_shared::codec::Unsure;
 use pulsestream_shared::problem::Code;
 use pulsestream_shared::store::KeyHash;
 use tokio::time::Instant;
@@ -52,11 +53,18 @@ pub(super) struct Lease {
     pub(super) record: LockRecord,
     /// An earlier attempt may be in the log already.
     pub(super) taken_over: bool,
-    /// Locked in this process alone.
-    pub(super) local: bool,
+    /// Why somebody else may have accepted another body under the key.
+    pub(super) unsure: Option<Unsure>,
     /// The record must be handed to the log before this, on the monotonic clock: afterwards somebody
     /// else may own the key.
     pub(super) ends: Instant,
+}
+
+impl Lease {
+    /// Locked in this process alone.
+    pub(super) fn is_local(&self) -> bool {
+        self.unsure == Some(Unsure::Local)
+    }
 }
 
 /// What a claim came to: the key, or the answer of an attempt that does not get it.
@@ -121,7 +129,7 @@ impl Locks {
         let requests: Vec<_> = claims.iter().map(|claim| self.request(claim, now)).collect();
         if !self.breaker.is_open() {
             match self.cache.lock(&requests).await {
-                Ok(replies) => return self.use_replies(claims, &requests, replies, now).await,
+                Ok(locked) => return self.use_replies(claims, &requests, locked, now).await,
                 Err(error) => self.open_breaker(&error),
             }
         }
@@ -138,16 +146,18 @@ impl Locks {
         &self,
         claims: &[Claim],
         requests: &[LockRequest],
-        replies: Vec<LockReply>,
+        Locked { replies, forgot_at_ms }: Locked,
         now: Moment,
     ) -> Vec<Claimed> {
+        self.note_loss(forgot_at_ms);
+        let unsure = forgot_at_ms.map(|at_ms| Unsure::Forgotten { at_ms });
         let (mut acquired, mut takeovers) = (0, Vec::new());
         let answered_ms = clock::unix_ms();
         let mut claimed: Vec<_> = (claims.iter().zip(requests).zip(replies).enumerate())
             .map(|(index, ((claim, request), reply))| match (reply, request.record) {
                 (LockReply::Acquired, Some(record)) => {
                     acquired += 1;
-                    Ok(lease(claim, record, now))
+                    Ok(Lease { unsure, ..lease(claim, record, now) })
                 }
                 (LockReply::Acquired | LockReply::Free, _) => Err(Answer::TooOld),
                 (LockReply::Full, _) => Err(Answer::Failed(Code::Overloaded)),
@@ -167,7 +177,7 @@ impl Locks {
         let won = self.take_over(&swaps).await;
         for ((index, _, next), _) in takeovers.iter().zip(won).filter(|(_, won)| *won) {
             if let (Some(place), Some(claim)) = (claimed.get_mut(*index), claims.get(*index)) {
-                *place = Ok(Lease { taken_over: true, ..lease(claim, *next, now) });
+                *place = Ok(Lease { taken_over: true, unsure, ..lease(claim, *next, now) });
             }
         }
         claimed
@@ -218,7 +228,7 @@ impl Locks {
                 (LockReply::Full, _) => Err(Answer::Failed(Code::Overloaded)),
                 (LockReply::Acquired, Some(record)) => {
                     self.count("local");
-                    Ok(Lease { local: true, ..lease(claim, record, now) })
+                    Ok(Lease { unsure: Some(Unsure::Local), ..lease(claim, record, now) })
                 }
                 (LockReply::Held(seen), _) => self.use_local(claim, seen, now),
                 // An old event whose key cannot be looked up: it may well be a retry, so not 400.
@@ -232,7 +242,26 @@ impl Locks {
         if self.local.settle(&[swap(claim.key, seen, next)], now.unix_ms) != [true] {
             return Err(Answer::Failed(Code::InProgress));
         }
-        Ok(Lease { taken_over: true, local: true, ..lease(claim, next, now) })
+        let unsure = Some(Unsure::Local);
+        Ok(Lease { taken_over: true, unsure, ..lease(claim, next, now) })
+    }
+
+    /// Tells of a loss once, and that it is over.
+    fn note_loss(&self, forgot_at_ms: Option<i64>) {
+        let lost = &self.metrics.cache_forgot_at_seconds;
+        let at_seconds = forgot_at_ms.unwrap_or(0) / 1_000;
+        if lost.get() == at_seconds {
+            return;
+        }
+        lost.set(at_seconds);
+        match forgot_at_ms {
+            Some(at_ms) => tracing::warn!(
+                at_ms,
+                "redis has lost idempotency keys (restarted, failed over or emptied): for a day the \
+                 store looks whether an id is taken"
+            ),
+            None => tracing::info!("redis has known every idempotency key for a day"),
+        }
     }
 
     fn open_breaker(&self, error: &CacheError) {
@@ -259,7 +288,7 @@ impl Locks {
 /// A first attempt's lease in the shared cache.
 fn lease(claim: &Claim, record: LockRecord, now: Moment) -> Lease {
     let ends = now.lease_ends;
-    Lease { key: claim.key, record, taken_over: false, local: false, ends }
+    Lease { key: claim.key, record, taken_over: false, unsure: None, ends }
 }
 
 fn swap(key: LockKey, expected: LockRecord, next: LockRecord) -> LockChange {

@@ -40,7 +40,7 @@ impl Change {
     }
 
     fn of(lease: &Lease, change: LockChange) -> Self {
-        Self { change, local: lease.local, trace: None }
+        Self { change, local: lease.is_local(), trace: None }
     }
 
     /// Of a request that may be traced.

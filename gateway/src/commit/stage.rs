@@ -54,7 +54,7 @@ impl LockStage {
     }
 
     fn send(&self, mut waiting: Waiting, lease: Lease) {
-        waiting.attempt.accepted.unsure = lease.local;
+        waiting.attempt.accepted.unsure = lease.unsure;
         waiting.step = None;
         let Some(lane) = self.lanes.get(waiting.lane) else { return };
         let Err(refused) = lane.try_send(Owned { waiting, lease }) else { return };

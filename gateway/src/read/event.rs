@@ -84,7 +84,9 @@ impl Read {
             return Ok(true);
         }
         match self.cache.lock(&[LockRequest { key, record: None }]).await {
-            Ok(replies) => Ok(replies.iter().any(|reply| matches!(reply, LockReply::Held(_)))),
+            Ok(locked) => {
+                Ok(locked.replies.iter().any(|reply| matches!(reply, LockReply::Held(_))))
+            }
             Err(error) => {
                 // A 404 would tell a device that its accepted event is gone.
                 let request_id = request_id::to_log();

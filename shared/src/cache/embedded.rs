@@ -18,7 +18,7 @@ use async_trait::async_trait;
 use tokio::time::Instant;
 
 use super::charges::Charges;
-use super::{Cache, CacheError, CachedKey, Charge, LockChange, LockReply, LockRequest};
+use super::{Cache, CacheError, CachedKey, Charge, LockChange, LockReply, LockRequest, Locked};
 use crate::bucket::Debt;
 use crate::clock::unix_ms;
 use crate::log::embedded::EmbeddedLog;
@@ -97,7 +97,7 @@ impl Drop for Asking<'_> {
 
 #[async_trait]
 impl Cache for EmbeddedCache {
-    async fn lock(&self, requests: &[LockRequest]) -> Result<Vec<LockReply>, CacheError> {
+    async fn lock(&self, requests: &[LockRequest]) -> Result<Locked, CacheError> {
         let now_ms = unix_ms();
         let known = self.log.outcomes.lock(requests, now_ms, self.bounds.locks);
         let taken = requests.iter().zip(&known);
@@ -124,7 +124,8 @@ impl Cache for EmbeddedCache {
                 (None, Known::Full(_)) => LockReply::Full,
             }
         });
-        Ok(replies.collect())
+        // Outcomes lie with their events: this cache forgets nothing that the log knows.
+        Ok(Locked { replies: replies.collect(), forgot_at_ms: None })
     }
 
     async fn settle(&self, changes: &[LockChange]) -> Result<Vec<bool>, CacheError> {

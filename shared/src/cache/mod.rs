@@ -47,6 +47,16 @@ pub enum LockReply {
     Full,
 }
 
+/// What [`Cache::lock`] answers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Locked {
+    /// A reply to each request, in order.
+    pub replies: Vec<LockReply>,
+    /// Set when the cache lost what it knew, less than [`LOCK_LIFE`] ago: when, unix milliseconds by the
+    /// cache's clock. Whoever acquired a key since may not be its first owner.
+    pub forgot_at_ms: Option<i64>,
+}
+
 /// One change to a lock after the attempt.
 #[derive(Debug, Clone)]
 pub enum LockChange {
@@ -86,7 +96,8 @@ pub enum CachedKey {
 
 /// Idempotency locks and key entries, each call over many keys in one round trip.
 ///
-/// **Durability.** Redis: none beyond its own; a key may be lost, then the store's first event wins.
+/// **Durability.** Redis: none beyond its own; it tells when it lost keys, and then the store's first event
+/// wins.
 /// Embedded: a lock in flight is in memory, an outcome is a row written with its event.
 /// **Order.** Changes of one call are applied in order; calls that overlap are not ordered.
 /// **Duplicates.** Every call may be repeated harmlessly, but a charge made twice counts twice.
@@ -96,11 +107,12 @@ pub enum CachedKey {
 /// **Time.** Every call answers within the engine's own timeout or fails with [`CacheError`].
 #[async_trait]
 pub trait Cache: Send + Sync {
-    /// Tries to own each key; answers in order. A key is kept for [`LOCK_LIFE`] from its first attempt.
+    /// Tries to own each key; answers in order. A key is kept for [`LOCK_LIFE`] from its first attempt. No
+    /// key is acquired after a loss without the answer telling of the loss.
     ///
     /// # Errors
     /// [`CacheError`]: none, some or all keys may be ours. Use the local locks.
-    async fn lock(&self, requests: &[LockRequest]) -> Result<Vec<LockReply>, CacheError>;
+    async fn lock(&self, requests: &[LockRequest]) -> Result<Locked, CacheError>;
 
     /// Applies changes; answers in order whether each took place (`Finish` always does).
     ///

@@ -7,7 +7,11 @@
 //! NAMESPACE k HASH(32)         "R": revoked a moment ago     as marked
 //! NAMESPACE q LIMIT            two doubles: debt in events,  until it has drained
 //!                              microsecond it was true at
+//! NAMESPACE s                  run id of the server process  for ever
+//! NAMESPACE f                  when keys were lost, unix ms  24 h
 //! ```
+//!
+//! Locks are answered together with whether keys were lost ([`sentinel`]).
 //!
 //! A call is one pipeline on one of a few shared connections, never a pool: a pool hands a connection to
 //! one task at a time, so that calls could not share a write. Locks are plain `SET NX GET PX`; only what
@@ -23,7 +27,7 @@ use redis::{Cmd, Pipeline, RedisError, Value};
 
 use super::{
     Cache, CacheError, CachedKey, Charge, LOCK_LIFE, LockChange, LockKey, LockRecord, LockReply,
-    LockRequest,
+    LockRequest, Locked,
 };
 use crate::bucket::Debt;
 use crate::clock::unix_ms;
@@ -31,9 +35,11 @@ use crate::store::KeyHash;
 
 mod fitness;
 pub(crate) mod link;
+mod sentinel;
 
 pub use fitness::CacheOpenError;
 use link::Link;
+use sentinel::{Checked, LOOK_COMMANDS, Sentinel};
 
 /// Compares and replaces or deletes; the key's life stays as it is.
 const SWAP: &str = "if redis.call('GET',KEYS[1])~=ARGV[1] then return 0 end \
@@ -73,9 +79,10 @@ pub struct RedisConfig {
 
 /// [`Cache`] on Redis.
 pub struct RedisCache {
-    links: Vec<Link>,
+    links: Vec<Checked>,
     turn: AtomicUsize,
     namespace: Vec<u8>,
+    sentinel: Sentinel,
     fit: AtomicBool,
 }
 
@@ -89,12 +96,16 @@ impl RedisCache {
         let url_error = |error: RedisError| CacheOpenError::Url(error.to_string());
         let client = link::client(&config.url).map_err(url_error)?;
         let links = (0..config.connections.max(1))
-            .map(|_| Link::new(client.clone(), config.timeout).map_err(url_error))
+            .map(|_| Link::new(client.clone(), config.timeout).map(Checked::new))
+            .map(|link| link.map_err(url_error))
             .collect::<Result<_, _>>()?;
+        let namespace = config.namespace.into_bytes();
+        let sentinel = Sentinel::new(named(&namespace, b's', &[]), named(&namespace, b'f', &[]));
         let cache = Self {
             links,
             turn: AtomicUsize::new(0),
-            namespace: config.namespace.into_bytes(),
+            namespace,
+            sentinel,
             fit: AtomicBool::new(false),
         };
         match cache.judge().await {
@@ -105,18 +116,42 @@ impl RedisCache {
     }
 
     async fn judge(&self) -> Result<Result<(), CacheOpenError>, String> {
-        let verdict = fitness::judge(self.link()).await?;
+        let verdict = fitness::judge(&self.link().link).await?;
         self.fit.store(verdict.is_ok(), Ordering::Relaxed);
         Ok(verdict)
     }
 
+    /// Asks whether keys were lost less than [`LOCK_LIFE`] ago: when, unix milliseconds.
+    ///
+    /// # Errors
+    /// [`CacheError`]: nothing is known.
+    pub async fn forgot_at_ms(&self) -> Result<Option<i64>, CacheError> {
+        self.sentinel.check(self.link()).await
+    }
+
+    /// Takes back that keys were lost at that time: there were none.
+    ///
+    /// # Errors
+    /// [`CacheError`]: harmless, the store looks closer than it has to.
+    pub async fn absolve(&self, forgot_at_ms: i64) -> Result<(), CacheError> {
+        self.sentinel.absolve(forgot_at_ms, &self.link().link).await
+    }
+
     /// Sends a pipeline, after the server has been found fit.
     async fn call(&self, pipeline: &Pipeline) -> Result<Vec<Value>, CacheError> {
+        self.call_over(self.link(), pipeline).await
+    }
+
+    async fn call_over(
+        &self,
+        checked: &Checked,
+        pipeline: &Pipeline,
+    ) -> Result<Vec<Value>, CacheError> {
         if !self.fit.load(Ordering::Relaxed) {
             let verdict = self.judge().await.map_err(CacheError)?;
             verdict.map_err(|misfit| CacheError(misfit.to_string()))?;
         }
-        self.link().call(pipeline).await.map_err(CacheError)
+        checked.link.call(pipeline).await.map_err(CacheError)
     }
 
     async fn call_one(&self, command: Cmd) -> Result<Value, CacheError> {
@@ -126,25 +161,17 @@ impl RedisCache {
         value.ok_or_else(|| CacheError("Redis answered nothing".to_owned()))
     }
 
-    fn link(&self) -> &Link {
+    fn link(&self) -> &Checked {
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);
         &self.links[turn % self.links.len()]
     }
 
     fn lock_key(&self, key: LockKey) -> Vec<u8> {
-        self.named(b'i', &key.to_bytes())
+        named(&self.namespace, b'i', &key.to_bytes())
     }
 
     fn api_key(&self, hash: &KeyHash) -> Vec<u8> {
-        self.named(b'k', &hash.0)
-    }
-
-    fn named(&self, kind: u8, rest: &[u8]) -> Vec<u8> {
-        let mut name = Vec::with_capacity(self.namespace.len() + 1 + rest.len());
-        name.extend_from_slice(&self.namespace);
-        name.push(kind);
-        name.extend_from_slice(rest);
-        name
+        named(&self.namespace, b'k', &hash.0)
     }
 
     fn change_command(&self, change: &LockChange, now_ms: i64) -> Cmd {
@@ -167,13 +194,21 @@ impl RedisCache {
     }
 }
 
+fn named(namespace: &[u8], kind: u8, rest: &[u8]) -> Vec<u8> {
+    let mut name = Vec::with_capacity(namespace.len() + 1 + rest.len());
+    name.extend_from_slice(namespace);
+    name.push(kind);
+    name.extend_from_slice(rest);
+    name
+}
+
 #[async_trait]
 impl Cache for RedisCache {
-    async fn lock(&self, requests: &[LockRequest]) -> Result<Vec<LockReply>, CacheError> {
+    async fn lock(&self, requests: &[LockRequest]) -> Result<Locked, CacheError> {
         if requests.is_empty() {
-            return Ok(Vec::new());
+            return Ok(Locked { replies: Vec::new(), forgot_at_ms: None });
         }
-        let mut pipeline = Pipeline::with_capacity(requests.len());
+        let mut pipeline = Pipeline::with_capacity(requests.len() + LOOK_COMMANDS);
         for request in requests {
             let Some(record) = request.record else {
                 pipeline.cmd("GET").arg(self.lock_key(request.key));
@@ -182,9 +217,15 @@ impl Cache for RedisCache {
             pipeline.cmd("SET").arg(self.lock_key(request.key)).arg(&record.to_bytes()[..]);
             pipeline.arg("NX").arg("GET").arg("PX").arg(millis(LOCK_LIFE));
         }
-        let values = self.call(&pipeline).await?;
-        expect_count(&values, requests.len())?;
-        requests.iter().zip(values).map(|(request, value)| lock_reply(request, value)).collect()
+        self.sentinel.look(&mut pipeline);
+        let checked = self.link();
+        let mut values = self.call_over(checked, &pipeline).await?;
+        expect_count(&values, requests.len() + LOOK_COMMANDS)?;
+        let look = values.split_off(requests.len());
+        let replies =
+            requests.iter().zip(values).map(|(request, value)| lock_reply(request, value));
+        let replies = replies.collect::<Result<_, _>>()?;
+        Ok(Locked { replies, forgot_at_ms: self.sentinel.read(look, checked).await? })
     }
 
     async fn settle(&self, changes: &[LockChange]) -> Result<Vec<bool>, CacheError> {
@@ -242,7 +283,8 @@ impl Cache for RedisCache {
         let mut pipeline = Pipeline::with_capacity(charges.len());
         for Charge { limit, rate, events } in charges {
             let most = rate.most_debt().0 / Debt::of(1).0;
-            pipeline.cmd("EVAL").arg(CHARGE).arg(1).arg(self.named(b'q', limit.as_bytes()));
+            let name = named(&self.namespace, b'q', limit.as_bytes());
+            pipeline.cmd("EVAL").arg(CHARGE).arg(1).arg(name);
             pipeline.arg(rate.per_second()).arg(most).arg(*events);
         }
         let values = self.call(&pipeline).await?;

@@ -21,6 +21,7 @@ pub mod sqlite;
 pub use keys::{CHANGES_AT_ONCE, KeyChange, KeyError, KeyHash, KeyRecord, KeyStore, NewKey, Scope};
 pub use query::{EventQuery, StoredEvent};
 
+use crate::codec::Unsure;
 use crate::event::{ClientId, Event, EventId};
 use crate::log::{LogError, Offset, Partition};
 
@@ -37,9 +38,9 @@ pub struct StoreRow {
     pub partition: Partition,
     /// Its place there; stored as `pos`. Newest = greatest (timestamp, pos).
     pub offset: Offset,
-    /// Accepted without a shared lock: the same id may be stored under another timestamp, so all
-    /// partitions of the table are probed.
-    pub unsure: bool,
+    /// Set when the same id may be stored under another timestamp, so that all days of the table are
+    /// probed.
+    pub unsure: Option<Unsure>,
 }
 
 /// A record that will not be stored, and why.

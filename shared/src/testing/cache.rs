@@ -98,7 +98,7 @@ fn done(record: LockRecord) -> LockRecord {
 }
 
 async fn lock_one(cache: &dyn Cache, key: LockKey, record: LockRecord) -> LockReply {
-    cache.lock(&[LockRequest { key, record: Some(record) }]).await.expect("lock").remove(0)
+    cache.lock(&[LockRequest { key, record: Some(record) }]).await.expect("lock").replies.remove(0)
 }
 
 async fn settle_one(cache: &dyn Cache, change: LockChange) -> bool {
@@ -121,9 +121,9 @@ pub async fn the_first_attempt_acquires_and_the_second_is_shown_its_record(it: C
 pub async fn a_look_shows_the_record_and_acquires_nothing(it: CacheUnderTest) {
     let (key, record) = (some_key(), attempt());
     let look = [LockRequest { key, record: None }];
-    assert_eq!(it.cache.lock(&look).await.expect("lock"), [LockReply::Free]);
+    assert_eq!(it.cache.lock(&look).await.expect("lock").replies, [LockReply::Free]);
     assert_eq!(lock_one(&*it.cache, key, record).await, LockReply::Acquired);
-    assert_eq!(it.cache.lock(&look).await.expect("lock"), [LockReply::Held(record)]);
+    assert_eq!(it.cache.lock(&look).await.expect("lock").replies, [LockReply::Held(record)]);
 }
 
 /// "Tries to own each key; answers in order."
@@ -131,13 +131,13 @@ pub async fn a_batch_mixes_both_and_answers_in_order(it: CacheUnderTest) {
     let requests: Vec<_> =
         (0..500).map(|_| LockRequest { key: some_key(), record: Some(attempt()) }).collect();
     let odd: Vec<_> = requests.iter().skip(1).step_by(2).cloned().collect();
-    let replies = it.cache.lock(&odd).await.expect("lock");
+    let replies = it.cache.lock(&odd).await.expect("lock").replies;
     assert!(replies.iter().all(|reply| *reply == LockReply::Acquired));
     let again: Vec<_> = requests
         .iter()
         .map(|request| LockRequest { record: Some(attempt()), ..*request })
         .collect();
-    let replies = it.cache.lock(&again).await.expect("lock");
+    let replies = it.cache.lock(&again).await.expect("lock").replies;
     assert_eq!(replies.len(), requests.len());
     for (number, (request, reply)) in requests.iter().zip(replies).enumerate() {
         let expected = if number % 2 == 1 {
@@ -153,14 +153,14 @@ pub async fn a_batch_mixes_both_and_answers_in_order(it: CacheUnderTest) {
 pub async fn of_a_key_repeated_within_a_batch_exactly_one_acquires(it: CacheUnderTest) {
     let key = some_key();
     let requests = [0; 3].map(|_| LockRequest { key, record: Some(attempt()) });
-    let replies = it.cache.lock(&requests).await.expect("lock");
+    let replies = it.cache.lock(&requests).await.expect("lock").replies;
     let held = LockReply::Held(requests[0].record.unwrap());
     assert_eq!(replies, [LockReply::Acquired, held.clone(), held]);
 }
 
 /// An answer for each, hence none for none.
 pub async fn an_empty_batch_is_answered_by_nothing(it: CacheUnderTest) {
-    assert!(it.cache.lock(&[]).await.expect("lock").is_empty());
+    assert!(it.cache.lock(&[]).await.expect("lock").replies.is_empty());
     assert!(it.cache.settle(&[]).await.expect("settle").is_empty());
 }
 

@@ -42,6 +42,10 @@ macro_rules! store_conformance {
             another_body_under_a_stored_key_is_a_conflict
             an_unsure_row_meets_its_id_under_another_timestamp
             of_two_unsure_rows_with_one_id_at_once_one_is_stored
+            a_sure_row_meets_an_id_that_another_gateway_gave_away_by_itself
+            of_a_local_and_a_sure_row_with_one_id_at_once_one_is_stored
+            a_row_stored_late_meets_an_id_given_away_since_keys_were_lost
+            of_a_late_row_and_one_accepted_since_at_once_one_is_stored
             two_clients_may_use_the_same_id
             equal_rows_are_duplicates_however_they_are_spelled
             repeats_within_a_batch_are_judged_like_others
@@ -185,7 +189,7 @@ pub fn row(partition: Partition, offset: Offset, id: u128) -> StoreRow {
         received_at_us: NOW_MS * 1_000 + 250,
         partition,
         offset,
-        unsure: false,
+        unsure: None,
     }
 }
 

@@ -68,7 +68,7 @@ async fn append(log: &EmbeddedLog, records: Vec<NewRecord>) {
 }
 
 async fn lock(cache: &EmbeddedCache, request: &LockRequest) -> LockReply {
-    cache.lock(std::slice::from_ref(request)).await.unwrap().remove(0)
+    cache.lock(std::slice::from_ref(request)).await.unwrap().replies.remove(0)
 }
 
 #[tokio::test]
@@ -127,7 +127,9 @@ async fn outcomes_are_found_when_they_have_left_memory_and_after_a_restart() {
     // More than two runs of this build's size, in groups as a gateway makes them.
     let requests: Vec<LockRequest> = (0..40_000).map(|id| request(id, 1)).collect();
     for part in requests.chunks(1_000) {
-        assert!(cache.lock(part).await.unwrap().iter().all(|it| *it == LockReply::Acquired));
+        assert!(
+            cache.lock(part).await.unwrap().replies.iter().all(|it| *it == LockReply::Acquired)
+        );
         append(&log, part.iter().map(event).collect()).await;
     }
     let all_done = async |cache: &EmbeddedCache| {
@@ -136,7 +138,7 @@ async fn outcomes_are_found_when_they_have_left_memory_and_after_a_restart() {
                 .iter()
                 .map(|it| LockRequest { key: it.key, record: request(0, 2).record })
                 .collect();
-            let replies = cache.lock(&again).await.unwrap();
+            let replies = cache.lock(&again).await.unwrap().replies;
             let expected = part.iter().map(|it| LockReply::Held(done(it)));
             assert!(replies.into_iter().eq(expected));
         }
@@ -179,7 +181,7 @@ async fn at_the_bound_no_lock_is_given_and_none_is_left_behind() {
     let some: Vec<LockRequest> = (0..2).map(|id| request(id, 1)).collect();
     cache.lock(&some).await.unwrap();
     let more = [request(2, 1), request(3, 1), request(0, 5), look(3)];
-    let replies = cache.lock(&more).await.unwrap();
+    let replies = cache.lock(&more).await.unwrap().replies;
     let known = LockReply::Held(held(&some[0]));
     assert_eq!(replies, [LockReply::Acquired, LockReply::Full, known, LockReply::Free]);
     assert_eq!(lock(&cache, &request(3, 5)).await, LockReply::Full);
@@ -193,7 +195,7 @@ async fn one_key_twice_in_one_call_is_acquired_once() {
     let dir = TempDir::new().unwrap();
     let (_log, cache) = open(&dir).await;
     let (first, second) = (request(1, 1), request(1, 2));
-    let replies = cache.lock(&[first.clone(), second]).await.unwrap();
+    let replies = cache.lock(&[first.clone(), second]).await.unwrap().replies;
     assert_eq!(replies, [LockReply::Acquired, LockReply::Held(held(&first))]);
 }
 

@@ -12,7 +12,7 @@ use sqlx::{AssertSqlSafe, Connection};
 use time::{Date, Month, OffsetDateTime};
 
 use super::error::failure;
-use super::{PostgresStore, Session};
+use super::{PostgresStore, Session, unsure};
 use crate::store::settle::{DAY_MS, transient};
 use crate::store::{Maintenance, StoreError};
 
@@ -130,6 +130,7 @@ impl PostgresStore {
             self.days.lock().remove(day);
             self.alter(session, *day, "concurrently").await?;
         }
+        self.within(unsure::forget(session.connection(), kept_from * DAY_MS)).await?;
         let dropped_days = self.drop_detached(session, kept_from).await?;
         Ok(Maintenance { horizon_ms, dropped_days })
     }

@@ -18,6 +18,7 @@ mod progress;
 mod query;
 #[cfg(test)]
 mod tests;
+mod unsure;
 mod write;
 
 use std::future::Future;
@@ -32,6 +33,7 @@ use sqlx::{ConnectOptions, Connection, PgPool, Postgres};
 
 use self::days::KnownDays;
 use self::error::{failure, store_error};
+use self::unsure::NewestLoss;
 use super::settle::{Failure, transient};
 use super::{
     DeadLetterSink, EventStore, Maintenance, Progress, StoreBatch, StoreError, Written, schema,
@@ -122,6 +124,7 @@ pub struct PostgresStore {
     queries: PgPool,
     config: PostgresConfig,
     days: KnownDays,
+    newest_loss: NewestLoss,
 }
 
 impl PostgresStore {
@@ -136,7 +139,13 @@ impl PostgresStore {
             .acquire_timeout(config.acquire_timeout)
             .connect_lazy_with(config.connect_options()?);
         let queries = query::pool(&config)?;
-        let store = Self { pool, queries, config, days: KnownDays::default() };
+        let store = Self {
+            pool,
+            queries,
+            config,
+            days: KnownDays::default(),
+            newest_loss: NewestLoss::default(),
+        };
         store.check_schema().await?;
         Ok(store)
     }

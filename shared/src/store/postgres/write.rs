@@ -2,9 +2,11 @@
 //!
 //! 1. Compare and swap the offsets. It locks their rows, so of a zombie and the present owner one waits
 //!    for the other and then finds nothing to swap.
-//! 2. Insert the rows ([`settle`] finds repeats and poison; one statement when there is none).
-//! 3. Give the dead letters to the sink, then write them to their table.
-//! 4. Commit.
+//! 2. Wait for a batch that must be written alone, and learn which rows are to be looked up in all days
+//!    ([`unsure`]).
+//! 3. Insert the rows ([`settle`] finds repeats and poison; one statement when there is none).
+//! 4. Give the dead letters to the sink, then write them to their table.
+//! 5. Commit.
 //!
 //! Before it, days that have no partition get one, in transactions of their own.
 
@@ -17,15 +19,13 @@ use uuid::Uuid;
 
 use super::encode::{COMPARE, COMPARE_IN_DAY, Columns, INSERT};
 use super::error::{failure, store_error};
+use super::unsure::{self, Doubts, NewestLoss};
 use super::{PostgresStore, Session, days};
 use crate::log::Topic;
 use crate::store::settle::{
     Failure, Settled, Shelf, Verdict, check_places, part_by_range, settle, transient,
 };
 use crate::store::{DeadLetter, DeadLetterSink, StoreBatch, StoreError, StoreRow, Written};
-
-/// Advisory lock that writers of unsure rows hold until they commit.
-const UNSURE_LOCK: i64 = 0x7075_6c73_0003;
 
 const SWAP: &str = "
 update consumer_offsets stored
@@ -72,31 +72,40 @@ impl PostgresStore {
         out_of_range: &[DeadLetter],
         sink: &dyn DeadLetterSink,
     ) -> Result<Written, Failure> {
-        let mut session = self.session().await?;
-        let work = transaction(&mut session, batch, rows, out_of_range, sink);
-        let written = self.bounded(work).await?;
-        session.keep();
-        Ok(written)
+        loop {
+            let mut session = self.session().await?;
+            let work =
+                transaction(&mut session, batch, rows, out_of_range, sink, &self.newest_loss);
+            let written = self.bounded(work).await?;
+            session.keep();
+            if let Some(written) = written {
+                return Ok(written);
+            }
+        }
     }
 }
 
+/// `None`: nothing was written, because of a loss of keys that was not known; it is known now.
 async fn transaction(
     session: &mut Session,
     batch: &StoreBatch<'_>,
     rows: &[&StoreRow],
     out_of_range: &[DeadLetter],
     sink: &dyn DeadLetterSink,
-) -> Result<Written, Failure> {
+    newest_loss: &NewestLoss,
+) -> Result<Option<Written>, Failure> {
     let mut tx = session.connection().begin().await.map_err(failure)?;
     if swap(&mut tx, batch).await? < batch.from.len() as u64 {
         tx.rollback().await.map_err(failure)?;
-        return Ok(Written::Fenced);
+        return Ok(Some(Written::Fenced));
     }
-    if rows.iter().any(|row| row.unsure) {
-        lock_unsure(&mut tx).await?;
-    }
-    let Settled { new, duplicates, dead: found } =
-        settle(&mut Table { connection: &mut tx }, rows.to_vec()).await?;
+    let Some(doubts) = newest_loss.enter(&mut tx, rows).await? else {
+        tx.rollback().await.map_err(failure)?;
+        return Ok(None);
+    };
+    let mut table = Table { connection: &mut tx, doubts: &doubts };
+    let Settled { new, duplicates, dead: found } = settle(&mut table, rows.to_vec()).await?;
+    let found_loss = unsure::remember(&mut tx, rows, &doubts).await?;
     let dead = [&batch.dead, out_of_range, &found].concat();
     if !dead.is_empty() {
         let accepted = sink.accept(&dead).await;
@@ -104,7 +113,8 @@ async fn transaction(
         bury(&mut tx, batch, &dead).await?;
     }
     tx.commit().await.map_err(failure)?;
-    Ok(Written::Stored { new, duplicates, dead })
+    found_loss.into_iter().for_each(|loss_ms| newest_loss.learn(loss_ms));
+    Ok(Some(Written::Stored { new, duplicates, dead }))
 }
 
 async fn swap(connection: &mut PgConnection, batch: &StoreBatch<'_>) -> Result<u64, StoreError> {
@@ -129,11 +139,6 @@ async fn swap(connection: &mut PgConnection, batch: &StoreBatch<'_>) -> Result<u
 
 /// The same id may come under two timestamps through two partitions at once, and no unique key would
 /// meet them. So writers with unsure rows store one at a time; they are rare.
-async fn lock_unsure(connection: &mut PgConnection) -> Result<(), StoreError> {
-    let query = sqlx::query("select pg_advisory_xact_lock($1)").bind(UNSURE_LOCK);
-    query.execute(connection).await.map(drop).map_err(store_error)
-}
-
 async fn bury(
     connection: &mut PgConnection,
     batch: &StoreBatch<'_>,
@@ -161,13 +166,14 @@ async fn bury(
 /// The table `events` within a transaction.
 struct Table<'c> {
     connection: &'c mut PgConnection,
+    doubts: &'c Doubts,
 }
 
 #[async_trait]
 impl Shelf for Table<'_> {
     async fn put(&mut self, rows: &[&StoreRow]) -> Result<Vec<Verdict>, Failure> {
         let mut savepoint = self.connection.begin().await.map_err(failure)?;
-        match put(&mut savepoint, rows).await {
+        match put(&mut savepoint, rows, self.doubts).await {
             Ok(verdicts) => {
                 savepoint.commit().await.map_err(failure)?;
                 Ok(verdicts)
@@ -182,9 +188,13 @@ impl Shelf for Table<'_> {
     }
 }
 
-async fn put(connection: &mut PgConnection, rows: &[&StoreRow]) -> Result<Vec<Verdict>, Failure> {
+async fn put(
+    connection: &mut PgConnection,
+    rows: &[&StoreRow],
+    doubts: &Doubts,
+) -> Result<Vec<Verdict>, Failure> {
     let mut verdicts = vec![None; rows.len()];
-    let unsure = places(rows, |_, row| row.unsure);
+    let unsure = places(rows, |_, row| doubts.concern(row));
     compare(connection, COMPARE, rows, &unsure, &mut verdicts).await?;
 
     let fresh = places(rows, |place, _| verdicts.get(place).is_some_and(Option::is_none));

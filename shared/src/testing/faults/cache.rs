@@ -7,7 +7,7 @@ use async_trait::async_trait;
 
 use super::{Faults, Method, Struck};
 use crate::bucket::Debt;
-use crate::cache::{Cache, CacheError, CachedKey, Charge, LockChange, LockReply, LockRequest};
+use crate::cache::{Cache, CacheError, CachedKey, Charge, LockChange, LockRequest, Locked};
 use crate::store::KeyHash;
 
 /// [`Cache`] that fails as told.
@@ -29,7 +29,7 @@ fn fail<T>(struck: Struck) -> Result<T, CacheError> {
 
 #[async_trait]
 impl Cache for FaultCache {
-    async fn lock(&self, requests: &[LockRequest]) -> Result<Vec<LockReply>, CacheError> {
+    async fn lock(&self, requests: &[LockRequest]) -> Result<Locked, CacheError> {
         self.faults.around(Method::Lock, self.inner.lock(requests), fail).await
     }
 

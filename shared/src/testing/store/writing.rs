@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use uuid::Uuid;
 
 use super::{Copies, DAY_MS, Fixture, batch, metadata, place, row, rows, stored, verdict};
+use crate::codec::Unsure;
 use crate::event::{ClientId, DeviceId};
 use crate::store::{DeadLetter, DeadReason, StoreBatch, StoreError, StoreRow, Written};
 
@@ -109,20 +110,35 @@ pub async fn an_unsure_row_meets_its_id_under_another_timestamp(fixture: Fixture
     fixture.write(&batch(0, 2, first)).await;
 
     let mut later = rows(2, [1, 2, 3]);
-    later.iter_mut().for_each(|row| row.unsure = true);
+    later.iter_mut().for_each(|row| row.unsure = Some(Unsure::Local));
     let written = fixture.write(&batch(2, 5, later)).await;
     assert_eq!(verdict(&written), (1, 1, vec![(2, "id_conflict")]));
     assert_eq!(fixture.count().await, 3);
 }
 
 pub async fn of_two_unsure_rows_with_one_id_at_once_one_is_stored(fixture: Fixture) {
+    one_is_stored_of(fixture, Some(Unsure::Local), Some(Unsure::Local)).await;
+}
+
+/// One gateway does not reach Redis, the other does.
+pub async fn of_a_local_and_a_sure_row_with_one_id_at_once_one_is_stored(fixture: Fixture) {
+    one_is_stored_of(fixture, Some(Unsure::Local), None).await;
+}
+
+/// The key of the second was lost with its lock, and its partition is behind.
+pub async fn of_a_late_row_and_one_accepted_since_at_once_one_is_stored(fixture: Fixture) {
+    one_is_stored_of(fixture, Some(Unsure::Forgotten { at_ms: super::NOW_MS + 1 }), None).await;
+}
+
+/// Two bodies under one id, on two days, written by two processes at once.
+async fn one_is_stored_of(fixture: Fixture, one: Option<Unsure>, two: Option<Unsure>) {
     fixture.begin(2).await;
-    for round in 0..20_i64 {
+    for round in 0..40_i64 {
         let id = round.unsigned_abs().into();
         let mut early = row(0, round, id);
         let mut late = row(1, round, id);
-        late.event.timestamp_ms += 2 * 60 * 60 * 1_000;
-        (early.unsure, late.unsure) = (true, true);
+        late.event.timestamp_ms += DAY_MS / 2;
+        (early.unsure, late.unsure) = if round % 2 == 0 { (one, two) } else { (two, one) };
         let [one, two] = [early, late].map(|row| StoreBatch {
             group: super::GROUP,
             from: vec![place(row.partition, round)],
@@ -137,7 +153,46 @@ pub async fn of_two_unsure_rows_with_one_id_at_once_one_is_stored(fixture: Fixtu
         outcomes.sort_unstable();
         assert_eq!(outcomes, [(0, 0, vec![(round, "id_conflict")]), (1, 0, vec![])]);
     }
-    assert_eq!(fixture.count().await, 20);
+    assert_eq!(fixture.count().await, 40);
+}
+
+pub async fn a_sure_row_meets_an_id_that_another_gateway_gave_away_by_itself(fixture: Fixture) {
+    fixture.begin(1).await;
+    let mut local = rows(0, [1, 2]);
+    local.iter_mut().for_each(|row| row.unsure = Some(Unsure::Local));
+    assert_eq!(fixture.write(&batch(0, 2, local)).await, stored(2, 0));
+    // Redis gave 1 to another body, 2 to the same one, and 3 to one of its own.
+    let mut sure = rows(2, [1, 2, 3]);
+    sure[0].event.timestamp_ms += DAY_MS / 2;
+    sure.iter_mut().for_each(|row| row.received_at_us += DAY_MS / 2 * 1_000);
+    for writer in [&fixture.store, &fixture.other] {
+        let from = fixture.next().await;
+        let written = writer.write(&batch(from, from + 3, sure.clone()), &Copies::default()).await;
+        let (new, duplicates, dead) = verdict(&written.unwrap());
+        assert_eq!((new + duplicates, dead), (2, vec![(2, "id_conflict")]));
+    }
+    assert_eq!(fixture.count().await, 3);
+}
+
+pub async fn a_row_stored_late_meets_an_id_given_away_since_keys_were_lost(fixture: Fixture) {
+    fixture.begin(2).await;
+    let lost_at_ms = super::NOW_MS + 60_000;
+    let mut since = rows(0, [1, 2]);
+    for row in &mut since {
+        row.unsure = Some(Unsure::Forgotten { at_ms: lost_at_ms });
+        row.received_at_us = (lost_at_ms + 1_000) * 1_000;
+        row.event.timestamp_ms += DAY_MS / 2;
+    }
+    // The first loss that this process hears of, and then one that it knows.
+    for (offset, row) in (0..).zip(since) {
+        assert_eq!(fixture.write(&batch(offset, offset + 1, vec![row])).await, stored(1, 0));
+    }
+    let mut late = [row(1, 0, 1), row(1, 1, 2), row(1, 2, 3)].to_vec();
+    late[1].event.timestamp_ms += DAY_MS / 2;
+    let behind = StoreBatch { from: vec![place(1, 0)], to: vec![place(1, 3)], ..batch(0, 0, late) };
+    let written = fixture.other.write(&behind, &Copies::default()).await.unwrap();
+    assert_eq!(verdict(&written), (1, 1, vec![(0, "id_conflict")]));
+    assert_eq!(fixture.count().await, 3);
 }
 
 pub async fn two_clients_may_use_the_same_id(fixture: Fixture) {
@@ -146,7 +201,7 @@ pub async fn two_clients_may_use_the_same_id(fixture: Fixture) {
     both[1].client = ClientId(2);
     both[1].event.value = -3.0;
     assert_eq!(fixture.write(&batch(0, 2, both.clone())).await, stored(2, 0));
-    both.iter_mut().for_each(|row| row.unsure = true);
+    both.iter_mut().for_each(|row| row.unsure = Some(Unsure::Local));
     assert_eq!(fixture.write(&batch(2, 4, both)).await, stored(0, 2));
 }
 
@@ -160,7 +215,7 @@ pub async fn equal_rows_are_duplicates_however_they_are_spelled(fixture: Fixture
     assert_eq!(fixture.write(&batch(0, 7, sent.clone())).await, stored(7, 0));
 
     sent[5].event.metadata = metadata(r#"{"c":"é","b":true,"a":1}"#);
-    for unsure in [false, true] {
+    for unsure in [None, Some(Unsure::Local), Some(Unsure::Forgotten { at_ms: super::NOW_MS })] {
         sent.iter_mut().for_each(|row| row.unsure = unsure);
         let from = fixture.next().await;
         assert_eq!(fixture.write(&batch(from, from + 7, sent.clone())).await, stored(0, 7));
