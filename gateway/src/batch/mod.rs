@@ -14,6 +14,7 @@ use pulsestream_shared::problem::{Code, Problem};
 use tokio::time::{Instant, timeout_at};
 
 mod answer;
+pub(crate) mod described;
 mod items;
 mod split;
 
