@@ -4,7 +4,7 @@ use axum::http::StatusCode;
 use pulsestream_shared::config;
 use pulsestream_shared::event::EventId;
 use pulsestream_shared::openapi::{Answer, Body, Operation, example};
-use pulsestream_shared::problem::{self, Code};
+use pulsestream_shared::problem::{self, Code, Problem};
 use schemars::{JsonSchema, SchemaGenerator, json_schema};
 use serde_json::{Value, json};
 
@@ -44,12 +44,14 @@ pub(crate) fn operation(config: &config::Ingest) -> Operation {
              `id`; where it does not, its id is derived from the `Idempotency-Key` and its index (UUIDv5: the \
              key is the namespace, the index in decimal the name).\n\n\
              A batch of which some events could not be appended stays open: the same body goes on under the \
-             same ids.",
+             same ids. Where no event was accepted, the problem has the members of a summary too.",
         )
         .parameter(idempotency_key(false, "Needed unless every event has an `id`."))
         .body(body(config))
         .problem(Code::InvalidJson)
-        .problem(none);
+        .problem(none)
+        .problem(failed(Code::LogUnavailable, config))
+        .problem(failed(Code::OutcomeUnknown, config));
     let headers = TOLD.into_iter().chain([REPLAYED_TOLD, STATUS_TOLD]);
     let (accepted, mixed) = headers.fold((accepted, mixed), |(accepted, mixed), header| {
         (accepted.header(header), mixed.header(header))
@@ -116,9 +118,17 @@ fn faulty() -> Value {
 
 /// What a gateway that can append answers to it.
 fn answer_to(batch: &Value, config: &config::Ingest) -> Summary {
+    with_fates(batch, Fate::Accepted { local: false }, config)
+}
+
+/// The answer when no event could be appended.
+fn failed(code: Code, config: &config::Ingest) -> Problem {
+    with_fates(&json!([event()]), Fate::Failed(code), config).into_problem(code)
+}
+
+fn with_fates(batch: &Value, fate: Fate, config: &config::Ingest) -> Summary {
     let (bytes, key) = (batch.to_string(), Some(example::EVENT_ID));
     let items = Items::read(bytes.as_bytes(), Format::Json, key, example::TIMESTAMP_MS, config);
     let Ok(items) = items else { return Summary::default() };
-    let fates = vec![Fate::Accepted { local: false }; items.events.len()];
-    Summary::of(&items, &fates, &crate::body::too_old(config))
+    Summary::of(&items, &vec![fate; items.events.len()], &crate::body::too_old(config))
 }

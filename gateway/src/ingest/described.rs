@@ -50,7 +50,9 @@ pub(crate) fn operation(config: &config::Ingest) -> Operation {
         .body(body)
         .problem(Code::InvalidJson)
         .problem(wrong.unwrap_or_else(|| Code::ValidationFailed.into()))
-        .problem(Code::MissingIdempotencyKey);
+        .problem(Code::MissingIdempotencyKey)
+        .problem(Code::LogUnavailable)
+        .problem(Code::OutcomeUnknown);
     let answer = TOLD.into_iter().fold(answer, Answer::header);
     every_sender(operation, config.max_body_bytes, "an event").answer(answer)
 }
@@ -71,8 +73,6 @@ pub(crate) fn every_sender(operation: Operation, bytes: usize, what: &str) -> Op
         .problem(Code::IdempotencyMismatch)
         .problem(Code::QuotaExceeded)
         .problem(Code::Overloaded)
-        .problem(Code::LogUnavailable)
-        .problem(Code::OutcomeUnknown)
         .problem(Code::Starting);
     TOLD.into_iter().fold(operation, |operation, header| operation.problem_header(quota, header))
 }
