@@ -7,6 +7,7 @@ mod access;
 mod batch;
 mod contract;
 mod crashes;
+mod described;
 mod idempotency;
 mod limits;
 mod live;

@@ -38,7 +38,7 @@ async fn read(client: &Client, path: impl AsRef<str>) -> Value {
     answer.body
 }
 
-async fn status_is(client: &Client, id: Uuid, status: &str) {
+pub(crate) async fn status_is(client: &Client, id: Uuid, status: &str) {
     wait_for(status, PATIENCE, async || {
         get(client, format!("/v1/events/{id}")).await.body["data"]["status"] == status
     })
@@ -232,9 +232,10 @@ async fn a_dead_letter_is_told_with_its_reason(engines: Engines) {
 }
 
 /// Puts an event on the log that the store will not take.
-async fn bury(pipeline: &Pipeline) -> Uuid {
+pub(crate) async fn bury(pipeline: &Pipeline) -> Uuid {
     let engine = pipeline.engine();
     let keys = engine.keys.list().await.expect("keys");
+    let key = keys.iter().find(|key| pipeline.key.starts_with(&key.prefix)).expect("its key");
     let id = Uuid::new_v4();
     let accepted = Accepted {
         event: Event {
@@ -245,7 +246,7 @@ async fn bury(pipeline: &Pipeline) -> Uuid {
             timestamp_ms: 5,
             metadata: None,
         },
-        client: keys[0].client,
+        client: key.client,
         received_at_us: clock::unix_us(),
         unsure: false,
         replay: false,
