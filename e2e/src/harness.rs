@@ -16,7 +16,9 @@ use pulsestream_shared::store::postgres::inspect::ScratchDatabase;
 use pulsestream_shared::store::postgres::{PostgresConfig, PostgresStore};
 use pulsestream_shared::store::sqlite::{SqliteConfig, SqliteStore};
 use pulsestream_shared::store::{NewKey, Scope};
-use pulsestream_shared::testing::faults::{FaultCache, FaultLog, FaultQuery, Faults};
+use pulsestream_shared::testing::faults::{
+    FaultCache, FaultKeyStore, FaultLog, FaultQuery, Faults,
+};
 use pulsestream_shared::testing::services;
 use pulsestream_shared::testing::store::Inspect;
 use pulsestream_shared::testing::wait_for;
@@ -64,7 +66,7 @@ impl Harness {
         self
     }
 
-    /// Puts log, cache and queries of every service under this script.
+    /// Puts log, cache, keys and queries of every service under this script.
     #[must_use]
     pub fn faults(mut self, faults: &Faults) -> Self {
         self.faults = Some(faults.clone());
@@ -98,7 +100,7 @@ pub struct Home {
     pub variables: BTreeMap<String, String>,
     /// The database, for tests that look into it.
     pub database: Option<ScratchDatabase>,
-    /// The script that log, cache and queries of services started from now on are under.
+    /// The script that log, cache, keys and queries of services started from now on are under.
     pub faults: Option<Faults>,
     _folder: tempfile::TempDir,
 }
@@ -337,7 +339,8 @@ where
             let engine = &mut context.engine;
             engine.log = Arc::new(FaultLog::new(engine.log.clone(), faults.clone()));
             engine.query = Arc::new(FaultQuery::new(engine.query.clone(), faults.clone()));
-            engine.cache = Arc::new(FaultCache::new(engine.cache.clone(), faults));
+            engine.cache = Arc::new(FaultCache::new(engine.cache.clone(), faults.clone()));
+            engine.keys = Arc::new(FaultKeyStore::new(engine.keys.clone(), faults));
         }
         let engine = context.engine.clone();
         let router = build(context).await?;

@@ -7,9 +7,10 @@ use std::borrow::Cow;
 use std::time::Duration;
 
 use pulsestream_shared::config;
-use pulsestream_shared::event::{DeviceId, EVENT_TYPE_CHARS, Event, EventId};
+use pulsestream_shared::event::{DeviceId, EVENT_TYPE_CHARS, Event, EventId, NO_NUL};
 use pulsestream_shared::metadata::Metadata;
 use pulsestream_shared::problem::{Code, FieldError, Problem};
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
@@ -22,19 +23,28 @@ pub(crate) struct Draft {
     pub(crate) too_old: bool,
 }
 
-/// The fields of a faultless event.
-#[derive(Deserialize)]
+/// One measurement. Fields that are not named here are ignored.
+// The fields of a faultless event, and so the schema of every one.
+#[derive(Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-struct Plain<'a> {
+#[schemars(rename = "Event")]
+pub(crate) struct Plain<'a> {
     #[serde(borrow, default)]
+    #[schemars(skip)]
     id: Option<&'a RawValue>,
     #[serde(borrow)]
+    #[schemars(with = "DeviceId")]
     device_id: Cow<'a, str>,
     #[serde(borrow)]
+    #[schemars(length(min = *EVENT_TYPE_CHARS.start(), max = *EVENT_TYPE_CHARS.end()))]
+    #[schemars(extend("pattern" = NO_NUL))]
     event_type: Cow<'a, str>,
     value: f64,
+    /// The device's time, unix ms, near the server's.
+    #[schemars(range(min = 1))]
     timestamp: i64,
     #[serde(borrow, default)]
+    #[schemars(with = "Option<Metadata>")]
     metadata: Option<&'a RawValue>,
 }
 

@@ -26,6 +26,8 @@ use crate::limits::{Limits, Quota};
 use crate::metrics::GatewayMetrics;
 use crate::payload::{self, Bounds};
 
+pub(crate) mod described;
+
 /// What the route needs.
 pub(crate) struct Ingest {
     pub(crate) keyring: Arc<Keyring>,

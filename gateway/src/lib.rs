@@ -27,10 +27,13 @@ mod idempotency;
 mod ingest;
 mod limits;
 mod metrics;
+mod openapi;
 mod payload;
 mod read;
 mod router;
 mod shedding;
+
+pub use openapi::document as openapi;
 
 /// How a gateway process names itself. It cannot work without the log alone: keys and locks have
 /// fallbacks, and a gateway taken out for a missing database would turn a small outage into a big one.
@@ -50,7 +53,7 @@ pub async fn build(context: Context, keyring: Arc<Keyring>) -> Result<Router, Op
     );
     context.spawn("limit reports", reports.run(context.shutdown.stop.clone()));
     let most_bytes = context.config.ingest.max_in_flight_bytes;
-    let read = read::Read {
+    let read = Arc::new(read::Read {
         keyring: keyring.clone(),
         query: context.engine.query.clone(),
         cache: context.engine.cache.clone(),
@@ -58,7 +61,7 @@ pub async fn build(context: Context, keyring: Arc<Keyring>) -> Result<Router, Op
         metrics: metrics.clone(),
         bounds: read::Bounds::new(&context.config),
         turns: read::Turns::new(&context.config),
-    };
+    });
     let ingest = ingest::Ingest {
         keyring,
         limits,
@@ -68,5 +71,6 @@ pub async fn build(context: Context, keyring: Arc<Keyring>) -> Result<Router, Op
         metrics: metrics.clone(),
     };
     let most = context.config.ingest.max_in_flight;
-    Ok(router::router(&Arc::new(ingest), Arc::new(read), &metrics, context.traces, most))
+    let rest = read::routes(read.clone()).merge(openapi::routes(&context.config));
+    Ok(router::router(&Arc::new(ingest), &read, rest, &metrics, context.traces, most))
 }

@@ -26,9 +26,11 @@ struct Busy {
     ingest: Arc<Ingest>,
 }
 
+/// `rest`: the routes besides those of `/v1/events` and `/v1/events/batch`.
 pub(crate) fn router(
     ingest: &Arc<Ingest>,
-    read: Arc<Read>,
+    read: &Arc<Read>,
+    rest: Router,
     metrics: &Arc<GatewayMetrics>,
     traces: Traces,
     max_in_flight: usize,
@@ -46,7 +48,7 @@ pub(crate) fn router(
     let batches = post(accept_batch)
         .with_state(busy("/v1/events/batch"))
         .fallback_service(not_allowed("POST").layer(layer.clone()));
-    let rest = Router::new().merge(read::routes(read)).fallback(not_found).layer(layer);
+    let rest = rest.fallback(not_found).layer(layer);
     Router::new().route("/v1/events", events).route("/v1/events/batch", batches).merge(rest)
 }
 

@@ -9,11 +9,13 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, get};
 use axum::{Json, Router};
 use prometheus::{IntGaugeVec, Registry, TextEncoder};
-use serde_json::json;
+use schemars::JsonSchema;
+use serde::Serialize;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use crate::metrics::Metrics;
+use crate::openapi::{Answer, Operation};
 use crate::problem::not_allowed;
 
 /// What a service depends on.
@@ -98,25 +100,62 @@ impl Readiness {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn report(&self) -> (bool, serde_json::Value) {
+    fn report(&self) -> Report {
         let state = self.lock();
-        let checks: serde_json::Map<_, _> = state
-            .seen
-            .iter()
-            .map(|(dependency, seen)| {
-                let required = state.required.contains(dependency);
-                let status = seen.as_ref().err().map_or("up", String::as_str);
-                (dependency.as_str().to_owned(), json!({"status": status, "required": required}))
-            })
-            .collect();
+        let checks = state.seen.iter().map(|(dependency, seen)| {
+            let status = seen.as_ref().err().map_or("up", String::as_str).to_owned();
+            let required = state.required.contains(dependency);
+            (dependency.as_str(), Check { status, required })
+        });
+        let checks = checks.collect();
         let status = match (state.draining, state.started, state.is_ready()) {
-            (true, ..) => "DRAINING",
-            (_, false, _) => "STARTING",
-            (.., true) => "UP",
-            _ => "DOWN",
+            (true, ..) => Phase::Draining,
+            (_, false, _) => Phase::Starting,
+            (.., true) => Phase::Up,
+            _ => Phase::Down,
         };
-        (state.is_ready(), json!({"status": status, "checks": checks}))
+        Report { status, checks }
     }
+}
+
+/// Whether work may be sent here, and what was last heard of everything this service depends on.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Readiness")]
+struct Report {
+    status: Phase,
+    /// By name: `log`, `store`, `cache`, `bus`.
+    checks: BTreeMap<&'static str, Check>,
+}
+
+/// Only `UP` is answered with 200.
+#[derive(Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(rename_all = "UPPERCASE")]
+#[schemars(rename = "ReadinessStatus")]
+enum Phase {
+    Up,
+    Down,
+    Starting,
+    Draining,
+}
+
+#[derive(Serialize, JsonSchema)]
+struct Check {
+    /// `up`, or what is wrong.
+    status: String,
+    /// Whether this service is ready only while it is up.
+    required: bool,
+}
+
+/// That the process runs, and which one it is.
+#[derive(Serialize, JsonSchema)]
+struct Health {
+    /// Always `UP`.
+    status: &'static str,
+    /// `pulsestream`, `gateway`, `consumer` or `broadcaster`.
+    service: &'static str,
+    version: &'static str,
+    /// The server's time, RFC 3339.
+    timestamp: String,
 }
 
 impl Seen {
@@ -125,6 +164,9 @@ impl Seen {
         self.started && !self.draining && self.required.iter().all(up)
     }
 }
+
+const ALIVE: &str = "ok\n";
+const TEXT: &str = "text/plain; charset=utf-8";
 
 #[derive(Clone)]
 struct Admin {
@@ -143,7 +185,7 @@ pub fn router(service: &'static str, readiness: Readiness, registry: Registry) -
     let build = Metrics(&registry).gauges("build_info", help, &["version"]);
     build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
     Router::new()
-        .route("/livez", probe(get(|| async { "ok\n" })))
+        .route("/livez", probe(get(|| async { ALIVE })))
         .route("/readyz", probe(get(readyz)))
         .route("/health", probe(get(health)))
         .route("/metrics", probe(get(metrics)))
@@ -151,28 +193,76 @@ pub fn router(service: &'static str, readiness: Readiness, registry: Registry) -
 }
 
 async fn readyz(State(admin): State<Admin>) -> Response {
-    let (ready, report) = admin.readiness.report();
+    let report = admin.readiness.report();
+    let ready = report.status == Phase::Up;
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (status, Json(report)).into_response()
 }
 
 async fn health(State(admin): State<Admin>) -> Response {
     let timestamp = OffsetDateTime::now_utc().format(&Rfc3339).unwrap_or_default();
-    Json(json!({
-        "status": "UP",
-        "service": admin.service,
-        "version": env!("CARGO_PKG_VERSION"),
-        "timestamp": timestamp,
-    }))
-    .into_response()
+    Json(Health::of(admin.service, timestamp)).into_response()
 }
+
+impl Health {
+    fn of(service: &'static str, timestamp: String) -> Self {
+        Self { status: "UP", service, version: env!("CARGO_PKG_VERSION"), timestamp }
+    }
+}
+
+const METRICS_TYPE: &str = "text/plain; version=0.0.4";
 
 async fn metrics(State(admin): State<Admin>) -> Response {
     match TextEncoder::new().encode_to_string(&admin.registry.gather()) {
-        Ok(text) => ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response(),
+        Ok(text) => ([(header::CONTENT_TYPE, METRICS_TYPE)], text).into_response(),
         Err(error) => {
             tracing::error!(%error, "metrics not encoded");
             StatusCode::INTERNAL_SERVER_ERROR.into_response()
         }
     }
+}
+
+/// The four routes, for the API's description.
+pub fn operations() -> Vec<Operation> {
+    let check = |status: &str, required| Check { status: status.to_owned(), required };
+    let ready = |status, log: &str| Report {
+        status,
+        checks: [("log", check(log, true)), ("cache", check("up", false))].into(),
+    };
+    let ok = |about: &str| Answer::new(StatusCode::OK, about);
+    let unready = Answer::new(StatusCode::SERVICE_UNAVAILABLE, "Send no work here now.");
+    vec![
+        Operation::get("/livez", "livez", "Does the process run?")
+            .about("Answers from the first moment to the last, whatever is behind this server.")
+            .answer(ok("It runs.").text(TEXT).example("alive", "It runs", &ALIVE)),
+        Operation::get("/readyz", "readyz", "May work be sent here?")
+            .about("For load balancers. Not ready: starting, draining, or without what it requires.")
+            .answer(
+                ok("It may.")
+                    .json::<Report>()
+                    .example("ready", "Everything required is up", &ready(Phase::Up, "up")),
+            )
+            .answer(unready.json::<Report>().example(
+                "not_ready",
+                "Not built yet",
+                &ready(Phase::Starting, "connection refused"),
+            )),
+        Operation::get("/health", "health", "What is this?")
+            .about("The original system's probe: always 200 while the process runs.")
+            .answer(ok("Name and version.").json::<Health>().example(
+                "up",
+                "The all-in-one process",
+                &Health::of("pulsestream", "2026-11-20T17:09:29.018Z".to_owned()),
+            )),
+        Operation::get("/metrics", "metrics", "Figures for Prometheus")
+            .about("In the text format; names begin with `pulsestream_`.")
+            .answer(ok("Every metric there is.").text(METRICS_TYPE).example(
+                "figures",
+                "A few lines of many",
+                &"# TYPE pulsestream_dependency_up gauge\npulsestream_dependency_up{dependency=\"log\"} 1\n",
+            )),
+    ]
+    .into_iter()
+    .map(|operation| operation.tag("process"))
+    .collect()
 }

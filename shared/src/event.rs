@@ -10,8 +10,10 @@
 //! What a device may send is looser and is judged by the gateway; which headers travel beside the
 //! value is the codec's matter.
 
+use std::borrow::Cow;
 use std::fmt::{self, Write as _};
 
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -19,6 +21,9 @@ use crate::metadata::Metadata;
 
 /// Smallest and largest number of characters of an event type.
 pub const EVENT_TYPE_CHARS: std::ops::RangeInclusive<usize> = 2..=50;
+
+/// The pattern of text that may be stored: databases take no U+0000.
+pub const NO_NUL: &str = r"^[^\u0000]*$";
 
 /// Length of a UUID in its hyphenated form.
 pub(crate) const UUID_CHARS: usize = 36;
@@ -43,6 +48,20 @@ macro_rules! uuid_newtype {
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 self.0.as_hyphenated().fmt(f)
+            }
+        }
+
+        impl JsonSchema for $name {
+            fn inline_schema() -> bool {
+                true
+            }
+
+            fn schema_name() -> Cow<'static, str> {
+                stringify!($name).into()
+            }
+
+            fn json_schema(_: &mut SchemaGenerator) -> Schema {
+                json_schema!({"type": "string", "format": "uuid"})
             }
         }
     };
@@ -151,7 +170,8 @@ fn whole(value: f64) -> Option<i64> {
 }
 
 /// A finite number in other JSON than an event's, written as it is there: `21`, not `21.0`.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, JsonSchema)]
+#[schemars(inline, extend("description" = "A finite number."))]
 pub struct Number(pub f64);
 
 impl Serialize for Number {

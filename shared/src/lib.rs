@@ -16,6 +16,7 @@ pub mod event;
 pub mod log;
 pub mod metadata;
 pub mod metrics;
+pub mod openapi;
 pub mod problem;
 pub mod process;
 pub mod request_id;

@@ -5,10 +5,11 @@
 use std::borrow::Cow;
 use std::fmt;
 
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{self, DeserializeSeed, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-use crate::event::{push_json_string, push_number};
+use crate::event::{NO_NUL, push_json_string, push_number};
 
 /// Most entries one event may carry.
 pub const MAX_ENTRIES: usize = 64;
@@ -24,6 +25,22 @@ pub struct MetadataFault {
     pub key: String,
     /// A sentence for the person who sent it.
     pub message: &'static str,
+}
+
+impl JsonSchema for Metadata {
+    fn schema_name() -> Cow<'static, str> {
+        "Metadata".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "description": "What else the device tells.",
+            "type": "object",
+            "maxProperties": MAX_ENTRIES,
+            "propertyNames": {"pattern": NO_NUL},
+            "additionalProperties": {"type": ["string", "number", "boolean"], "pattern": NO_NUL}
+        })
+    }
 }
 
 impl Metadata {

@@ -8,16 +8,29 @@ use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, any};
 use rand::RngExt as _;
+use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
+use crate::openapi::Header;
 use crate::request_id;
+
+mod advice;
 
 /// Seconds by which `Retry-After` of a 503 is stretched at random.
 const JITTER_SECONDS: u32 = 2;
 
+/// `Retry-After`, as the API's description tells it.
+pub const RETRY_AFTER_TOLD: Header = Header {
+    name: "Retry-After",
+    about: "Seconds after which the same request may be sent again.",
+    always: true,
+    example: "2",
+    whole: true,
+};
+
 /// One faulty field.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct FieldError {
     /// Path of the field, such as `metadata.a`; empty for the body itself.
     pub field: String,
@@ -151,6 +164,11 @@ impl Code {
     pub const fn as_str(self) -> &'static str {
         self.row().1
     }
+
+    /// The sentence it is known by.
+    pub const fn title(self) -> &'static str {
+        self.row().2
+    }
 }
 
 /// An answer that is not a success. As a response it carries its [`Code`] as an extension, for layers.
@@ -215,7 +233,7 @@ impl Problem {
 
     /// The sentence for a person.
     pub fn text(&self) -> &str {
-        self.detail.as_deref().unwrap_or(self.code.row().2)
+        self.detail.as_deref().unwrap_or(self.code.title())
     }
 
     /// The faulty fields.
@@ -232,6 +250,30 @@ impl Problem {
     pub fn code(&self) -> Code {
         self.code
     }
+
+    /// Its body as an example.
+    pub(crate) fn shown(&self) -> Value {
+        serde_json::to_value(self.body("4f1d6a0c5b7e2a93-0000000000000011")).unwrap_or_default()
+    }
+
+    fn body<'a>(&'a self, request_id: &'a str) -> Body<'a> {
+        let (status, code, title, _) = self.code.row();
+        Body {
+            r#type: format!("urn:pulsestream:problem:{code}"),
+            title,
+            status: status.as_u16(),
+            detail: self.text(),
+            code,
+            request_id,
+            errors: &self.errors,
+            extension: &self.extension,
+        }
+    }
+}
+
+/// The schema of every problem's body.
+pub(crate) fn schema(generator: &mut SchemaGenerator) -> Schema {
+    generator.subschema_for::<Body<'static>>()
 }
 
 /// The answer for a path nobody knows.
@@ -248,37 +290,41 @@ pub fn not_allowed(allow: &'static str) -> MethodRouter {
     })
 }
 
-#[derive(Serialize)]
+/// What is wrong (RFC 9457). Decide by `code`; the rest is for people.
+#[derive(Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(rename = "Problem")]
 struct Body<'a> {
+    /// `urn:pulsestream:problem:` and the code.
     r#type: String,
     title: &'a str,
     status: u16,
+    /// What is particular to this request.
     detail: &'a str,
+    /// A stable word, never given another meaning.
     code: &'a str,
+    /// What `X-Request-Id` says: name it when you ask for help.
     request_id: &'a str,
+    /// Every faulty field or parameter, when that is what is wrong.
     #[serde(skip_serializing_if = "<[FieldError]>::is_empty")]
     errors: &'a [FieldError],
     #[serde(flatten)]
+    #[schemars(skip)]
     extension: &'a Map<String, Value>,
 }
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
-        let (status, code, title, _) = self.code.row();
+        let status = self.code.status();
         let request_id = request_id::current();
-        let body = Body {
-            r#type: format!("urn:pulsestream:problem:{code}"),
-            title,
-            status: status.as_u16(),
-            detail: self.text(),
-            code,
-            request_id: request_id.to_str().unwrap_or_default(),
-            errors: &self.errors,
-            extension: &self.extension,
-        };
+        let body = self.body(request_id.to_str().unwrap_or_default());
         // For the day on which one device's failures must be found; see docs/operations.md.
-        tracing::debug!(request_id = body.request_id, status = body.status, code, "problem");
+        tracing::debug!(
+            request_id = body.request_id,
+            status = body.status,
+            code = body.code,
+            "problem"
+        );
         let json = serde_json::to_vec(&body).unwrap_or_default();
         let mut response = (status, json).into_response();
         let headers = response.headers_mut();

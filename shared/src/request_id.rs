@@ -8,8 +8,19 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 
+use crate::openapi::Header;
+
 /// `X-Request-Id`.
 pub(crate) const HEADER: HeaderName = HeaderName::from_static("x-request-id");
+
+/// The same, as the API's description tells it.
+pub(crate) const TOLD: Header = Header {
+    name: "X-Request-Id",
+    about: "The name of this request in the server's logs: the client's own, or one made here.",
+    always: true,
+    example: "4f1d6a0c5b7e2a93-0000000000000011",
+    whole: false,
+};
 
 /// Longest one taken from a client, in bytes.
 const MAX_LENGTH: usize = 128;

@@ -99,6 +99,8 @@ pub(crate) enum Command {
     /// Check or show the configuration.
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Print the description of the HTTP API (OpenAPI 3.1), of the settings in force.
+    Openapi,
     /// Exit 0 when the service on this machine is ready.
     Healthcheck {
         /// Ask here instead of the configured host and port.

@@ -69,6 +69,7 @@ pub fn main() -> ExitCode {
             block_on(keys::run(command, loaded.config)).map_err(Failure::from)
         }
         Command::Config(command) => config_commands::run(&command, &loaded).map_err(Failure::from),
+        Command::Openapi => config_commands::openapi(&loaded.config).map_err(Failure::from),
         Command::Healthcheck { url } => {
             block_on(healthcheck::run(url, loaded.config)).map_err(Failure::from)
         }

@@ -9,6 +9,7 @@ mod batch;
 mod breaker;
 mod contract;
 mod crashes;
+mod described;
 mod hostile;
 mod idempotency;
 mod isolation;

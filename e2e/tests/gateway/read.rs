@@ -217,11 +217,11 @@ async fn a_dead_letter_is_told_with_its_reason(engines: Engines) {
     pipeline.stop().await;
 }
 
-/// Puts an event of the first tenant on the log that the store will not take.
+/// Puts an event on the log that the store will not take.
 pub(crate) async fn bury(pipeline: &Pipeline) -> Uuid {
     let engine = pipeline.engine();
     let keys = engine.keys.list().await.expect("keys");
-    let tenant = keys.iter().find(|key| key.client_name == "tenant").expect("the first tenant");
+    let key = keys.iter().find(|key| pipeline.key.starts_with(&key.prefix)).expect("its key");
     let id = Uuid::new_v4();
     let accepted = Accepted {
         event: Event {
@@ -232,7 +232,7 @@ pub(crate) async fn bury(pipeline: &Pipeline) -> Uuid {
             timestamp_ms: 5,
             metadata: None,
         },
-        client: tenant.client,
+        client: key.client,
         received_at_us: clock::unix_us(),
         unsure: None,
         replay: false,

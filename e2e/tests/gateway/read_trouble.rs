@@ -27,12 +27,14 @@ fn routes() -> [(Method, String); 5] {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_query_the_store_fails_is_answered_503() {
+async fn a_query_the_store_fails_or_does_not_finish_in_time_is_answered_503() {
     let faults = Faults::default();
     let pipeline = Harness::new(Engines::Embedded).faults(&faults).start().await;
     for (method, path) in routes() {
-        faults.next(method, 1, Fault::After);
+        faults.next(method, 1, Fault::Before);
         assert_problem(&get(&pipeline.client(), &path).await, 503, "unavailable");
+        faults.next(method, 1, Fault::After);
+        assert_problem(&get(&pipeline.client(), &path).await, 503, "query_timeout");
         assert_ne!(get(&pipeline.client(), &path).await.status, 503, "{path}");
     }
     pipeline.stop().await;

@@ -4,6 +4,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use pulsestream_shared::event::EventId;
 use pulsestream_shared::problem::{Code, FieldError, Problem};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::items::{Items, Place};
@@ -11,8 +12,9 @@ use crate::commit::Answer;
 use crate::headers::{LOCAL, REPLAYED, STATUS, TRUE};
 use crate::limits::Quota;
 
-/// The body of the answer. Every event of the request is counted once.
-#[derive(Debug, Default, PartialEq, Eq, Serialize)]
+/// What became of a batch. Every event of the request is counted once.
+#[derive(Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
+#[schemars(rename = "BatchSummary")]
 pub(crate) struct Summary {
     /// In the log now.
     pub(crate) accepted: usize,
@@ -36,15 +38,22 @@ pub(crate) struct Summary {
 }
 
 /// One event that was not accepted.
-#[derive(Debug, PartialEq, Eq, Serialize)]
+#[derive(Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[schemars(rename = "BatchRow")]
 pub(crate) struct Row {
+    /// Its place in the batch, from 0.
     index: usize,
+    /// As it came, or as it follows from the key; absent when there is neither.
     #[serde(skip_serializing_if = "Option::is_none")]
     id: Option<EventId>,
-    /// `duplicate`: nothing to do. `rejected`: it must be corrected. `retry`: send the same again.
+    /// `duplicate`: nothing to do. `rejected`: correct it and send it under another id. `retry`: send the
+    /// same batch again, after `Retry-After` seconds.
+    #[schemars(extend("enum" = ["duplicate", "rejected", "retry"]))]
     status: &'static str,
+    /// `duplicate`, or the code of a problem.
     code: &'static str,
     detail: String,
+    /// Every faulty field.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     errors: Vec<FieldError>,
 }
@@ -122,7 +131,7 @@ impl Summary {
     }
 
     /// The same rows, in the answer to a batch of which nothing was accepted.
-    fn into_problem(self, code: Code) -> Problem {
+    pub(super) fn into_problem(self, code: Code) -> Problem {
         let rows = match serde_json::to_value(&self) {
             Ok(serde_json::Value::Object(rows)) => rows,
             _ => serde_json::Map::new(),

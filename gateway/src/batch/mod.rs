@@ -15,6 +15,7 @@ use pulsestream_shared::traces::{Steps, Trace};
 use tokio::time::{Instant, timeout_at};
 
 mod answer;
+pub(crate) mod described;
 #[cfg(test)]
 mod fuzz;
 mod items;

@@ -7,6 +7,9 @@ use serde_json::value::RawValue;
 
 use crate::body::text;
 
+/// The media type of one event a line; two more spellings are taken.
+pub(super) const NDJSON: &str = "application/x-ndjson";
+
 /// How a batch is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Format {
@@ -22,9 +25,7 @@ impl Format {
     pub(crate) fn of(media_type: Option<&str>) -> Result<Self, Problem> {
         match media_type {
             None | Some("application/json") => Ok(Self::Json),
-            Some("application/x-ndjson" | "application/ndjson" | "application/jsonl") => {
-                Ok(Self::Ndjson)
-            }
+            Some(NDJSON | "application/ndjson" | "application/jsonl") => Ok(Self::Ndjson),
             Some(_) => Err(Problem::from(Code::UnsupportedMediaType)
                 .detail("a batch is application/json or application/x-ndjson")),
         }

@@ -6,12 +6,31 @@
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use pulsestream_shared::bucket::Rate;
+use pulsestream_shared::openapi::Header;
 use pulsestream_shared::problem::{Code, Problem};
 
 use super::{Quota, Refusal, Whose, Why};
 
 const POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
 const STATE: HeaderName = HeaderName::from_static("ratelimit");
+
+/// Both, as the API's description tells them. A 202 has them when its key has a limit.
+pub(crate) const TOLD: [Header; 2] = [
+    Header {
+        name: "RateLimit-Policy",
+        about: "Whose limit (`\"key\"` or `\"device\"`), and its `q` events in `w` seconds.",
+        always: false,
+        example: "\"key\";q=100;w=1",
+        whole: false,
+    },
+    Header {
+        name: "RateLimit",
+        about: "`r` events may be sent at once; more are there in `t` seconds.",
+        always: false,
+        example: "\"key\";r=0;t=1",
+        whole: false,
+    },
+];
 
 impl Whose {
     const fn as_str(self) -> &'static str {

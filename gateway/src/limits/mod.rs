@@ -31,6 +31,7 @@ mod table;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use answer::TOLD;
 pub(crate) use report::Reports;
 use table::Table;
 

@@ -19,6 +19,9 @@ use serde::Serialize;
 
 const VERSION: u8 = 1;
 
+/// What one looks like.
+pub(super) const EXAMPLE: &str = "Ae_hZkhvc6qaAAABohfnAegAAAAAAAAAAV8jlr-gOEakqzwINJGx1Zs";
+
 /// A key as bytes and back.
 pub(super) trait Key: Sized {
     fn to_bytes(&self) -> Vec<u8>;

@@ -14,18 +14,50 @@ use std::sync::Arc;
 
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, RawQuery, State};
-use axum::http::HeaderMap;
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
 use pulsestream_shared::cache::{LockKey, LockReply, LockRequest};
 use pulsestream_shared::event::EventId;
+use pulsestream_shared::openapi::{Answer, Operation, example};
 use pulsestream_shared::problem::{Code, Problem};
 use pulsestream_shared::request_id;
 use pulsestream_shared::store::query::Found;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::events::EventBody;
 use super::params::Params;
-use super::{Data, Read, ok};
+use super::{Data, Read, described, id_parameter, ok};
+
+pub(super) fn operation() -> Operation {
+    let id = example::EVENT_ID;
+    let stored = Status::Stored { event: Box::new(EventBody::example()), status: Stored::Stored };
+    let dead = Status::Dead {
+        id,
+        status: Dead::DeadLettered,
+        reason: "out_of_range".to_owned(),
+        detail: "timestamp: out of range".to_owned(),
+    };
+    let pending = Status::Pending { id, status: Pending::Pending };
+    let answer = Answer::new(
+        StatusCode::OK,
+        "How far it got. `pending`: accepted and not stored yet, or an attempt has no known outcome; send it \
+         again with the same key and body if you got no 202. `dead-lettered`: it will not be stored, and \
+         `reason` says why.",
+    )
+    .json::<Data<Status>>()
+    .example("stored", "It is in the database", &Data { data: stored })
+    .example("pending", "It is on its way", &Data { data: pending })
+    .example("dead_lettered", "The store refused it", &Data { data: dead });
+    let operation = Operation::get("/v1/events/{id}", "readEvent", "What became of one event")
+        .about("The id is the `Idempotency-Key` it was sent with, or its own within a batch.")
+        .parameter(id_parameter("The event.", &id));
+    described(operation, &[]).problem(no_such_event()).answer(answer)
+}
+
+fn no_such_event() -> Problem {
+    Problem::from(Code::NotFound).detail("no such event is known")
+}
 
 pub(super) async fn one(
     State(read): State<Arc<Read>>,
@@ -43,38 +75,63 @@ pub(super) async fn one(
     let id = id.ok_or(Code::BadRequest)?;
     let data = match read.ask(client, read.query.event(client, id)).await? {
         Some(Found::Stored(event)) => {
-            Status::Stored { event: Box::new((*event).into()), status: "stored" }
+            Status::Stored { event: Box::new((*event).into()), status: Stored::Stored }
         }
         Some(Found::Dead { reason, detail }) => {
-            Status::Dead { id, status: "dead-lettered", reason, detail }
+            Status::Dead { id, status: Dead::DeadLettered, reason, detail }
         }
         None if read.is_remembered(LockKey { client, id }).await? => {
-            Status::Pending { id, status: "pending" }
+            Status::Pending { id, status: Pending::Pending }
         }
-        None => return Err(Problem::from(Code::NotFound).detail("no such event is known")),
+        None => return Err(no_such_event()),
     };
     ok(&Data { data })
 }
 
 /// What is known, by how far it got.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 #[serde(untagged)]
+#[schemars(rename = "EventStatus")]
 enum Status {
     Stored {
         #[serde(flatten)]
         event: Box<EventBody>,
-        status: &'static str,
+        status: Stored,
     },
     Dead {
         id: EventId,
-        status: &'static str,
+        status: Dead,
+        /// `malformed`, `unknown_client`, `out_of_range`, `id_conflict` or `rejected`.
         reason: String,
         detail: String,
     },
     Pending {
         id: EventId,
-        status: &'static str,
+        status: Pending,
     },
+}
+
+// The word of each, as a type of its own: so the schema tells the three apart.
+
+#[derive(Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+#[schemars(inline)]
+enum Stored {
+    Stored,
+}
+
+#[derive(Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+#[schemars(inline)]
+enum Dead {
+    DeadLettered,
+}
+
+#[derive(Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+#[schemars(inline)]
+enum Pending {
+    Pending,
 }
 
 impl Read {

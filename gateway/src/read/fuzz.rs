@@ -9,12 +9,12 @@ use url::form_urlencoded;
 use uuid::Uuid;
 
 use super::cursor::Binding;
+use super::events::KNOWN;
 use super::params::{self, Params};
 use super::*;
 use crate::hostile::{CONFIG, Hostile, cases, changed, hostile};
 
 const NOW_MS: i64 = 1_795_194_569_018;
-const KNOWN: [&str; 7] = ["deviceId", "eventType", "from", "to", "order", "cursor", "limit"];
 
 fn binding() -> Binding {
     Binding::new(ClientId(7), "events", &())
@@ -34,12 +34,12 @@ proptest! {
     fn a_query_is_right_in_everything_or_every_fault_is_named(query in hostile("query")) {
         let Ok(query) = std::str::from_utf8(&query) else { return Ok(()) };
         let mut params = Params::parse(Some(query), &KNOWN);
-        let device = params.optional("deviceId", params::device_id);
-        let event_type = params.optional("eventType", params::event_type);
-        let from_ms = params.optional("from", params::time_ms);
-        let to_ms = params.optional("to", params::time_ms);
-        let order = params.optional("order", params::order);
-        let limit = params.optional("limit", params::limit(1_000));
+        let device = params.read("deviceId", params::device_id);
+        let event_type = params.read("eventType", params::event_type);
+        let from_ms = params.read("from", params::time_ms);
+        let to_ms = params.read("to", params::time_ms);
+        let order = params.read("order", params::order);
+        let limit = params.read("limit", params::limit(1_000));
         let span = Bounds::new(&CONFIG).span(&mut params, (from_ms, to_ms), NOW_MS);
 
         let mut given = BTreeMap::new();
@@ -47,7 +47,7 @@ proptest! {
             given.entry(name.into_owned()).or_insert_with(Vec::new).push(value.into_owned());
         }
         let strange = |(name, values): (&String, &Vec<String>)| {
-            !KNOWN.contains(&name.as_str()) || values.len() > 1
+            !KNOWN.iter().any(|param| param.name == name) || values.len() > 1
         };
         match params.check() {
             Err(problem) => {

@@ -16,11 +16,14 @@ use axum::routing::{MethodRouter, get};
 use pulsestream_shared::auth::Keyring;
 use pulsestream_shared::cache::Cache;
 use pulsestream_shared::event::ClientId;
+use pulsestream_shared::openapi::{Operation, Parameter, uuid};
 use pulsestream_shared::problem::{Code, Problem, not_allowed};
 use pulsestream_shared::request_id;
 use pulsestream_shared::store::query::QueryError;
 use pulsestream_shared::store::{EventQuery, Scope, StoreError};
+use schemars::JsonSchema;
 use serde::Serialize;
+use serde_json::json;
 
 use crate::commit::Committer;
 use crate::metrics::GatewayMetrics;
@@ -36,6 +39,7 @@ mod series;
 mod span;
 mod turns;
 
+use self::params::{Param, Params};
 pub(crate) use self::span::Bounds;
 pub(crate) use self::turns::Turns;
 
@@ -65,6 +69,42 @@ pub(crate) fn routes(read: Arc<Read>) -> Router {
         .route("/v1/devices/{id}", get_alone(get(devices::one)))
         .route("/v1/series", get_alone(get(series::list)))
         .with_state(read)
+}
+
+/// Every route, for the API's description.
+pub(crate) fn operations() -> Vec<Operation> {
+    [events::operation(), event::operation(), series::operation()]
+        .into_iter()
+        .chain(devices::operations())
+        .collect()
+}
+
+/// What every route takes and answers, beside what it says of itself.
+fn described(operation: Operation, known: &[Param]) -> Operation {
+    let mut wrong = Params::parse(Some("colour=red"), known);
+    let wrong = wrong.check().err().unwrap_or_else(|| Code::BadRequest.into());
+    known
+        .iter()
+        .map(Param::described)
+        .fold(operation, Operation::parameter)
+        .tag("read")
+        .needs(Scope::EventsRead)
+        .problem(wrong)
+        .problem(Code::Overloaded)
+        .problem(Code::QueryTimeout)
+        .problem(Code::Starting)
+}
+
+/// The `{id}` of a path.
+fn id_parameter(about: &str, example: &impl Serialize) -> Parameter {
+    Parameter {
+        place: "path",
+        name: "id",
+        required: true,
+        about: about.to_owned(),
+        schema: uuid(),
+        example: Some(json!(example)),
+    }
 }
 
 impl Read {
@@ -119,15 +159,18 @@ fn ok(body: &impl Serialize) -> Result<Response, Problem> {
 }
 
 /// `{"data":…}`
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
+#[schemars(inline)]
 struct Data<T> {
     data: T,
 }
 
 /// `{"data":[…],"nextCursor":…}`
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(inline)]
 struct List<T> {
     data: Vec<T>,
+    /// Where the next page begins; `null`: there is none.
     next_cursor: Option<String>,
 }

@@ -75,8 +75,12 @@ impl FaultQuery {
     }
 }
 
+/// A query that was made and has no answer took too long.
 fn fail_query<T>(struck: Struck) -> Result<T, QueryError> {
-    Err(StoreError::Transient(struck.text()).into())
+    Err(match struck {
+        Struck::Before => StoreError::Transient(struck.text()).into(),
+        Struck::After => QueryError::TooSlow,
+    })
 }
 
 #[async_trait]

@@ -1,0 +1,134 @@
+//! The description of this service's HTTP API, put together from what each route tells of itself, and
+//! served as `/openapi.json`.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::State;
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{MethodRouter, get};
+use pulsestream_shared::admin;
+use pulsestream_shared::config::Config;
+use pulsestream_shared::openapi::{self, Answer, Header, Operation};
+use pulsestream_shared::problem::not_allowed;
+use serde_json::{Value, json};
+
+use crate::{batch, ingest, read};
+
+/// The document, of these settings. `docs/openapi.json` is that of the defaults.
+pub fn document(config: &Config) -> Value {
+    let info = json!({
+        "title": "PulseStream",
+        "version": env!("CARGO_PKG_VERSION"),
+        "summary": "Events of IoT devices: durable, stored once, shown live.",
+        "description": ABOUT,
+        "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
+    });
+    let tags = json!([
+        {"name": "send", "description": "For devices: events in."},
+        {"name": "read", "description": "For whoever shows or analyses what was stored."},
+        {"name": "process", "description": "About this process: probes, figures, this document."},
+    ]);
+    let mut operations = vec![
+        ingest::described::operation(&config.ingest),
+        batch::described::operation(&config.ingest),
+    ];
+    operations.extend(read::operations());
+    operations.extend(admin::operations());
+    operations.push(operation());
+    openapi::document(info, tags, operations)
+}
+
+const ABOUT: &str = "\
+Answers that are not a success are `application/problem+json` with a stable `code`; decide by that. 4xx: \
+correct the request, the same again would be refused again (409 and 429 aside). 503: nothing is wrong with the \
+request, send the same again after `Retry-After` seconds. A method that a path does not have is answered 405 \
+with `Allow`, an unknown path 404. `HEAD` works wherever `GET` does.
+
+Times are unix milliseconds. Fields may be added to answers: ignore those you do not know. You see your own \
+tenant's data and nothing of another's.
+
+Live events (`/v1/stream`, a WebSocket) are described in `docs/live.md`.";
+
+const ETAG: Header = Header {
+    name: "ETag",
+    about: "Changes with the document.",
+    always: true,
+    example: "\"0f3a\"",
+    whole: false,
+};
+
+fn operation() -> Operation {
+    let answer =
+        Answer::new(StatusCode::OK, "OpenAPI 3.1, of the settings this process runs with.")
+            .json::<serde_json::Map<String, Value>>()
+            .example("document", "How it begins", &json!({"openapi": "3.1.1"}))
+            .header(ETAG);
+    let unchanged = Answer::new(StatusCode::NOT_MODIFIED, "You have it: `If-None-Match` names it.");
+    Operation::get("/openapi.json", "openapi", "This document")
+        .tag("process")
+        .answer(answer)
+        .answer(unchanged.header(ETAG))
+}
+
+/// `/openapi.json`.
+pub(crate) fn routes(config: &Config) -> Router {
+    let json = document(config).to_string();
+    Router::new().route("/openapi.json", Page::new("application/json", json).route())
+}
+
+/// Something that changes with the program and its settings alone: written once.
+struct Page {
+    body: Bytes,
+    etag: HeaderValue,
+    media_type: HeaderValue,
+}
+
+impl Page {
+    fn new(media_type: &'static str, body: String) -> Self {
+        let hash = xxhash_rust::xxh3::xxh3_64(body.as_bytes());
+        let etag = HeaderValue::try_from(format!("\"{hash:016x}\""));
+        Self {
+            body: body.into(),
+            etag: etag.unwrap_or(HeaderValue::from_static("\"\"")),
+            media_type: HeaderValue::from_static(media_type),
+        }
+    }
+
+    fn route(self) -> MethodRouter {
+        get(show).with_state(Arc::new(self)).fallback_service(not_allowed("GET, HEAD"))
+    }
+}
+
+async fn show(State(page): State<Arc<Page>>, headers: HeaderMap) -> Response {
+    // Asked for again each time, and answered with the bytes only when they are others.
+    let caching = HeaderValue::from_static("no-cache");
+    let told = [(header::ETAG, page.etag.clone()), (header::CACHE_CONTROL, caching)];
+    if headers.get(header::IF_NONE_MATCH) == Some(&page.etag) {
+        return (StatusCode::NOT_MODIFIED, told).into_response();
+    }
+    let media_type = [(header::CONTENT_TYPE, page.media_type.clone())];
+    (told, media_type, page.body.clone()).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use pulsestream_shared::config::load;
+
+    use super::*;
+
+    #[test]
+    fn the_committed_document_is_that_of_the_code() {
+        let config = load(None, std::iter::empty(), &[]).expect("the defaults").config;
+        let of_code = serde_json::to_string_pretty(&document(&config)).expect("JSON");
+        let committed = include_str!("../../docs/openapi.json").trim_end();
+        let differ = committed.lines().zip(of_code.lines()).find(|(old, new)| old != new);
+        assert!(
+            committed == of_code,
+            "docs/openapi.json is not what the code says ({differ:?}); renew it with\n\
+             cargo run -p pulsestream -- openapi > docs/openapi.json"
+        );
+    }
+}
