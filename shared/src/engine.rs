@@ -349,10 +349,12 @@ async fn absolve_new(redis: &RedisCache, log: &LogKind, store: &dyn EventStore) 
     };
     let no_record = bounds.is_ok_and(|bounds| bounds.iter().all(|bounds| bounds.next == 0));
     let places = store.progress(STORE_GROUP).await;
-    if no_record && places.is_ok_and(|places| places.iter().all(|place| place.next == 0)) {
-        if let Err(error) = redis.absolve(at_ms).await {
-            tracing::warn!(%error, "a new Redis counts as one that lost its keys");
-        }
+    let no_row = places.is_ok_and(|places| places.iter().all(|place| place.next == 0));
+    if no_record
+        && no_row
+        && let Err(error) = redis.absolve(at_ms).await
+    {
+        tracing::warn!(%error, "a new Redis counts as one that lost its keys");
     }
 }
 

@@ -13,8 +13,13 @@ use serde_json::{Map, Value};
 
 use crate::request_id;
 
-/// Seconds by which `Retry-After` of a 503 is stretched at random.
+/// Seconds by which [`spread`] stretches at most.
 const JITTER_SECONDS: u32 = 2;
+
+/// `Retry-After` stretched at random: those turned away together must not come back together.
+pub fn spread(seconds: u32) -> u32 {
+    seconds + rand::rng().random_range(0..=JITTER_SECONDS)
+}
 
 /// One faulty field.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -287,9 +292,8 @@ impl IntoResponse for Problem {
         headers.insert(request_id::HEADER, request_id);
         headers.extend(self.headers);
         if let Some(mut seconds) = self.retry_after {
-            // Those turned away together must not come back together.
             if status == StatusCode::SERVICE_UNAVAILABLE {
-                seconds += rand::rng().random_range(0..=JITTER_SECONDS);
+                seconds = spread(seconds);
             }
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }

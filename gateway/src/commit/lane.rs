@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Instant as StdInstant;
 
-use pulsestream_shared::cache::Outcome;
 use pulsestream_shared::clock;
 use pulsestream_shared::codec::encode;
 use pulsestream_shared::log::{AppendError, AppendResult, EventLog, NewRecord, Topic};
@@ -14,7 +13,6 @@ use tokio::time::Instant;
 use super::breaker::LaneGate;
 use super::settle::Change;
 use super::{Answer, MAX_GROUP, Owned};
-use crate::idempotency::done;
 use crate::metrics::GatewayMetrics;
 
 pub(super) struct Lane {
@@ -62,8 +60,10 @@ impl Lane {
 
     fn record(&self, owned: &Owned) -> NewRecord {
         let attempt = &owned.waiting.attempt;
-        let outcome = Outcome { key: attempt.key, record: done(&owned.lease.record) };
-        NewRecord { outcomes: vec![outcome], ..encode(&attempt.accepted, self.partitions) }
+        NewRecord {
+            outcomes: vec![owned.lease.outcome()],
+            ..encode(&attempt.accepted, self.partitions)
+        }
     }
 
     fn settle_one(&self, owned: Owned, result: AppendResult) {

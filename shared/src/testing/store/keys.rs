@@ -56,6 +56,7 @@ pub async fn a_refused_key_leaves_no_client_behind(fixture: Fixture) {
     assert_eq!(fixture.store.client_names().await.unwrap(), ["a"]);
 }
 
+/// Interleaving 16: a number is never given again, not even by a database that was restored.
 pub async fn one_name_has_one_random_number(fixture: Fixture) {
     let one = fixture.store.create(key(1, "a")).await.unwrap();
     let two = fixture.other.create(key(2, "a")).await.unwrap();

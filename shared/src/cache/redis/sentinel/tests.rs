@@ -26,7 +26,7 @@ async fn two_whole() -> [Arc<RedisCache>; 2] {
 async fn empty(cache: &RedisCache, keys: &[LockKey]) {
     let mut del = redis::cmd("DEL");
     del.arg(&cache.sentinel.sentinel).arg(&cache.sentinel.mark);
-    keys.iter().for_each(|key| drop(del.arg(cache.lock_key(*key))));
+    del.arg(keys.iter().map(|key| cache.lock_key(*key)).collect::<Vec<_>>());
     raw(&redis_url(), del).await;
 }
 
@@ -74,7 +74,8 @@ async fn no_lock_slips_in_between_a_loss_and_its_discovery() {
         let LockRequest { key, record } = request();
         caches[0].lock(&[LockRequest { key, record }]).await.unwrap();
         let mut tasks = JoinSet::new();
-        for cache in caches.iter().cycle().take(8).cloned() {
+        for cache in caches.iter().cycle().take(8) {
+            let cache = Arc::clone(cache);
             tasks.spawn(async move {
                 loop {
                     let rival = LockRequest { key, ..request() };
