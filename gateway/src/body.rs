@@ -183,15 +183,15 @@ enum Age {
     TooOld,
 }
 
-/// Whether an event may not be sent for the first time at `now_ms` any more.
-pub(crate) fn is_too_old(timestamp_ms: i64, now_ms: i64, config: &config::Ingest) -> bool {
-    now_ms.saturating_sub(timestamp_ms) > milliseconds(config.max_event_age)
+/// Whether an event may not be sent for the first time at `first_at_ms` any more.
+pub(crate) fn is_too_old(timestamp_ms: i64, first_at_ms: i64, max_event_age: Duration) -> bool {
+    first_at_ms.saturating_sub(timestamp_ms) > milliseconds(max_event_age)
 }
 
 fn age(timestamp_ms: i64, now_ms: i64, config: &config::Ingest) -> Age {
     if timestamp_ms.saturating_sub(now_ms) > milliseconds(config.clock_drift) {
         Age::Ahead
-    } else if is_too_old(timestamp_ms, now_ms, config) {
+    } else if is_too_old(timestamp_ms, now_ms, config.max_event_age) {
         Age::TooOld
     } else {
         Age::Fine

@@ -17,7 +17,7 @@ use crate::request_id;
 
 mod advice;
 
-/// Seconds by which `Retry-After` of a 503 is stretched at random.
+/// Seconds by which [`spread`] stretches at most.
 const JITTER_SECONDS: u32 = 2;
 
 /// `Retry-After`, as the API's description tells it.
@@ -28,6 +28,11 @@ pub const RETRY_AFTER_TOLD: Header = Header {
     example: "2",
     whole: true,
 };
+
+/// `Retry-After` stretched at random: those turned away together must not come back together.
+pub fn spread(seconds: u32) -> u32 {
+    seconds + rand::rng().random_range(0..=JITTER_SECONDS)
+}
 
 /// One faulty field.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
@@ -333,9 +338,8 @@ impl IntoResponse for Problem {
         headers.insert(request_id::HEADER, request_id);
         headers.extend(self.headers);
         if let Some(mut seconds) = self.retry_after {
-            // Those turned away together must not come back together.
             if status == StatusCode::SERVICE_UNAVAILABLE {
-                seconds += rand::rng().random_range(0..=JITTER_SECONDS);
+                seconds = spread(seconds);
             }
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }

@@ -12,6 +12,7 @@ use pulsestream_shared::auth::Keyring;
 use pulsestream_shared::cache::embedded::{EmbeddedCache, EmbeddedCacheBounds};
 use pulsestream_shared::clock;
 use pulsestream_shared::log::embedded::{EmbeddedConfig, EmbeddedLog};
+use pulsestream_shared::log::partition_of;
 use pulsestream_shared::service::Context;
 use pulsestream_shared::testing::faults::{Fault, Faults, Method};
 use pulsestream_shared::testing::wait_for;
@@ -27,6 +28,7 @@ on_both!(
     a_retry_of_what_was_accepted_is_never_too_old,
     a_first_attempt_that_is_too_old_does_not_use_the_key_up,
     a_log_that_takes_nothing_is_told_and_frees_the_key,
+    a_partition_that_hangs_costs_its_own_devices_alone,
 );
 
 #[tokio::test(flavor = "multi_thread")]
@@ -109,6 +111,35 @@ async fn a_second_attempt_waits_while_the_first_is_under_way(engines: Engines) {
     pipeline.stop().await;
 }
 
+/// Interleaving 13.
+async fn a_partition_that_hangs_costs_its_own_devices_alone(engines: Engines) {
+    let faults = Faults::default();
+    let pipeline = Harness::new(engines).devices(40).faults(&faults).start().await;
+    let partitions = pipeline.engine().partitions;
+    let partition = |device: &Uuid| partition_of(device.to_string().as_bytes(), partitions);
+    let client = pipeline.client();
+    let hung = pipeline.devices[0];
+    faults.next(Method::Append, 1, Fault::HangBefore);
+    let waiting = tokio::spawn({
+        let client = client.clone();
+        async move { client.post(Uuid::new_v4(), &event(hung, 1.0)).await.expect("an answer") }
+    });
+    wait_for("the log to hang", PATIENCE, async || faults.hanging() == 1).await;
+    let others = pipeline.devices.iter().filter(|device| partition(device) != partition(&hung));
+    let answers = join_all(others.map(|device| async {
+        let body = event(*device, 2.0);
+        let answer = client.post(Uuid::new_v4(), &body);
+        tokio::time::timeout(Duration::from_secs(2), answer).await.expect("in time")
+    }));
+    let answers = answers.await;
+    assert!(answers.len() > 10, "{} devices elsewhere", answers.len());
+    assert!(answers.iter().all(|answer| answer.as_ref().is_ok_and(|answer| answer.status == 202)));
+    assert!(!waiting.is_finished());
+    faults.release();
+    assert_eq!(waiting.await.expect("no panic").status, 202);
+    pipeline.stop().await;
+}
+
 async fn two_tenants_may_use_one_key_and_never_meet(engines: Engines) {
     let pipeline = Harness::new(engines).devices(2).start().await;
     let other_key = pipeline.home.make_key("other").await;
@@ -164,6 +195,7 @@ async fn of_fifty_equal_posts_at_once_one_is_stored(engines: Engines) {
     pipeline.stop().await;
 }
 
+/// Interleaving 12.
 async fn a_retry_of_what_was_accepted_is_never_too_old(engines: Engines) {
     let pipeline = Harness::new(engines).set("MAX_EVENT_AGE", "1s").start().await;
     let (client, id) = (pipeline.client(), Uuid::new_v4());

@@ -3,7 +3,7 @@
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use pulsestream_shared::event::EventId;
-use pulsestream_shared::problem::{Code, FieldError, Problem};
+use pulsestream_shared::problem::{Code, FieldError, Problem, spread};
 use schemars::JsonSchema;
 use serde::Serialize;
 
@@ -161,7 +161,7 @@ impl IntoResponse for Summary {
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
         if let Some(seconds) = self.retry_after {
-            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(spread(seconds)));
         }
         if self.replayed {
             headers.insert(REPLAYED, TRUE);

@@ -91,7 +91,7 @@ async fn accept_batch(
         Ok(Ok(BatchAnswer::Whole(Answer::Replayed { first_at_ms }))) => {
             let old = |at: usize| {
                 items.events.get(at).is_some_and(|event| {
-                    body::is_too_old(event.event.timestamp_ms, first_at_ms, config)
+                    body::is_too_old(event.event.timestamp_ms, first_at_ms, config.max_event_age)
                 })
             };
             Ok(Summary::replayed(&items, old, &too_old).with_quota(quota))

@@ -11,7 +11,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use pulsestream_shared::cache::{Fingerprint, LockKey, LockRecord, Outcome};
+use pulsestream_shared::cache::{Fingerprint, LockKey, LockRecord};
 use pulsestream_shared::codec::{Unsure, record, shared_headers};
 use pulsestream_shared::event::{ClientId, Event};
 use pulsestream_shared::log::{AppendError, AppendResult, EventLog, Headers, NewRecord, Topic};
@@ -24,7 +24,8 @@ use super::Answer;
 use super::breaker::{Breakers, Pass};
 use super::locks::{Age, Claim, Claimed, Lease, Locks};
 use super::settle::Change;
-use crate::idempotency::{done, fingerprint};
+use crate::body::is_too_old;
+use crate::idempotency::fingerprint;
 use crate::metrics::GatewayMetrics;
 
 /// The valid events of one request.
@@ -64,7 +65,6 @@ pub(super) struct BatchCommit {
     /// Weak, or the settle stage would wait for the end of a door that stands open until the end.
     pub(super) settle: mpsc::WeakSender<Change>,
     pub(super) metrics: Arc<GatewayMetrics>,
-    pub(super) max_event_age_ms: i64,
 }
 
 /// Where one event of the batch stands.
@@ -134,7 +134,7 @@ impl BatchCommit {
     async fn claim_again(&self, batch: &Batch, whole: &Lease, turns: &mut [Turn]) {
         let first_at_ms = whole.record.first_at_ms;
         let young = |event: &BatchEvent| {
-            first_at_ms.saturating_sub(event.event.timestamp_ms) <= self.max_event_age_ms
+            !is_too_old(event.event.timestamp_ms, first_at_ms, self.locks.max_event_age)
         };
         let open: Vec<_> = batch
             .events
@@ -216,7 +216,7 @@ impl BatchCommit {
     ) -> NewRecord {
         let unsure = lease.or(whole).and_then(|lease| lease.unsure);
         NewRecord {
-            outcomes: lease.map(outcome).into_iter().collect(),
+            outcomes: lease.map(Lease::outcome).into_iter().collect(),
             ..record(&event.event, headers.of(unsure), self.partitions)
         }
     }
@@ -237,7 +237,7 @@ impl BatchCommit {
             return;
         }
         if let (Some(whole), Some(last)) = (whole, records.last_mut()) {
-            last.outcomes.push(outcome(whole));
+            last.outcomes.push(whole.outcome());
         }
     }
 
@@ -322,17 +322,12 @@ impl ByLock<'_> {
 
 impl Batch {
     fn claim(&self, event: &BatchEvent) -> Claim {
-        let at_ms = event.event.timestamp_ms;
         Claim {
             key: LockKey { client: self.client, id: event.event.id },
             fingerprint: fingerprint(&event.event),
-            age: if event.too_old { Age::Old(at_ms) } else { Age::Young(at_ms) },
+            age: Age::of(&event.event, event.too_old),
         }
     }
-}
-
-fn outcome(lease: &Lease) -> Outcome {
-    Outcome { key: lease.key, record: done(&lease.record) }
 }
 
 fn lane_of(record: &NewRecord) -> usize {

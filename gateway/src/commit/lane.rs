@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Instant as StdInstant;
 
-use pulsestream_shared::cache::Outcome;
 use pulsestream_shared::clock;
 use pulsestream_shared::codec::encode_traced;
 use pulsestream_shared::log::{AppendError, AppendResult, EventLog, NewRecord, Topic};
@@ -15,7 +14,6 @@ use tokio::time::Instant;
 use super::breaker::Breakers;
 use super::settle::Change;
 use super::{Answer, MAX_GROUP, Owned};
-use crate::idempotency::done;
 use crate::metrics::GatewayMetrics;
 
 pub(super) struct Lane {
@@ -70,9 +68,8 @@ impl Lane {
         let attempt = &owned.waiting.attempt;
         owned.waiting.step = attempt.trace.as_ref().map(|trace| trace.send(Topic::Raw, 1));
         let trace = owned.waiting.step.as_ref().map(Step::parent);
-        let outcome = Outcome { key: attempt.key, record: done(&owned.lease.record) };
         let record = encode_traced(&attempt.accepted, trace, self.partitions);
-        NewRecord { outcomes: vec![outcome], ..record }
+        NewRecord { outcomes: vec![owned.lease.outcome()], ..record }
     }
 
     fn settle_one(&self, mut owned: Owned, result: AppendResult) {

@@ -11,17 +11,20 @@ use std::time::Duration;
 use pulsestream_shared::admin::{Dependency, Readiness};
 use pulsestream_shared::cache::memory::MemoryLocks;
 use pulsestream_shared::cache::{
-    Cache, CacheError, Fingerprint, LockChange, LockKey, LockRecord, LockReply, LockRequest, Locked,
+    Cache, CacheError, Fingerprint, LockChange, LockKey, LockRecord, LockReply, LockRequest,
+    Locked, Outcome,
 };
 use pulsestream_shared::clock;
 use pulsestream_shared::codec::Unsure;
+use pulsestream_shared::event::Event;
 use pulsestream_shared::problem::Code;
 use pulsestream_shared::store::KeyHash;
 use tokio::time::Instant;
 
 use super::Answer;
 use super::breaker::CacheBreaker;
-use crate::idempotency::{Verdict, first_attempt, judge, next_attempt};
+use crate::body::is_too_old;
+use crate::idempotency::{Verdict, done, first_attempt, judge, next_attempt};
 use crate::metrics::GatewayMetrics;
 
 /// How often a dead cache is asked whether it lives again.
@@ -60,7 +63,20 @@ pub(super) struct Lease {
     pub(super) ends: Instant,
 }
 
+impl Age {
+    /// Of an event that was judged when its request came.
+    pub(super) fn of(event: &Event, too_old: bool) -> Self {
+        let at_ms = event.timestamp_ms;
+        if too_old { Self::Old(at_ms) } else { Self::Young(at_ms) }
+    }
+}
+
 impl Lease {
+    /// What is remembered of the key once its event is in the log.
+    pub(super) fn outcome(&self) -> Outcome {
+        Outcome { key: self.key, record: done(&self.record) }
+    }
+
     /// Locked in this process alone.
     pub(super) fn is_local(&self) -> bool {
         self.unsure == Some(Unsure::Local)
@@ -78,7 +94,7 @@ pub(super) struct Locks {
     pub(super) metrics: Arc<GatewayMetrics>,
     pub(super) lease: Duration,
     pub(super) lease_ms: i64,
-    pub(super) max_event_age_ms: i64,
+    pub(super) max_event_age: Duration,
 }
 
 /// The moment of one call: all its leases end together.
@@ -201,7 +217,7 @@ impl Locks {
         match claim.age {
             Age::Fine => false,
             Age::Young(at_ms) | Age::Old(at_ms) => {
-                seen.first_at_ms.saturating_sub(at_ms) > self.max_event_age_ms
+                is_too_old(at_ms, seen.first_at_ms, self.max_event_age)
             }
         }
     }

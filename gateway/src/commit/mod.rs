@@ -222,7 +222,7 @@ pub(crate) fn start(context: &Context, metrics: Arc<GatewayMetrics>) -> Committe
         metrics: metrics.clone(),
         lease: config.lease,
         lease_ms: milliseconds(config.lease),
-        max_event_age_ms: milliseconds(config.max_event_age),
+        max_event_age: config.max_event_age,
     });
     let batches = Arc::new(BatchCommit {
         locks: locks.clone(),
@@ -231,7 +231,6 @@ pub(crate) fn start(context: &Context, metrics: Arc<GatewayMetrics>) -> Committe
         breakers: breakers.clone(),
         settle: settle_queue.downgrade(),
         metrics: metrics.clone(),
-        max_event_age_ms: milliseconds(config.max_event_age),
     });
     let stage = stage::LockStage { locks, lanes, settle: settle_queue, metrics: metrics.clone() };
     context.spawn("lock stage", stage.run(waiting, stop));

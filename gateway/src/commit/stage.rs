@@ -65,7 +65,6 @@ impl LockStage {
 }
 
 fn claim(attempt: &Attempt) -> Claim {
-    let at_ms = attempt.accepted.event.timestamp_ms;
-    let age = if attempt.too_old { Age::Old(at_ms) } else { Age::Young(at_ms) };
+    let age = Age::of(&attempt.accepted.event, attempt.too_old);
     Claim { key: attempt.key, fingerprint: attempt.fingerprint, age }
 }
