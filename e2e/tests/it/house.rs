@@ -105,7 +105,8 @@ fn an_engine_is_named_only_in_its_room() {
 
 /// A name of ours may end as an engine's does: `own_redis::`.
 fn is_word(line: &str, at: usize) -> bool {
-    !line[..at].ends_with(|before: char| before.is_alphanumeric() || before == '_')
+    let before = line.get(..at).and_then(|before| before.chars().next_back());
+    !before.is_some_and(|before| before.is_alphanumeric() || before == '_')
 }
 
 #[test]
