@@ -137,28 +137,21 @@ impl RedisCache {
         self.sentinel.absolve(forgot_at_ms, &self.link().link).await
     }
 
-    /// Sends a pipeline, after the server has been found fit.
-    async fn call(&self, pipeline: &Pipeline) -> Result<Vec<Value>, CacheError> {
-        self.call_over(self.link(), pipeline).await
-    }
-
-    async fn call_over(
-        &self,
-        checked: &Checked,
-        pipeline: &Pipeline,
-    ) -> Result<Vec<Value>, CacheError> {
+    /// The next link, to a server that has been found fit.
+    async fn fit_link(&self) -> Result<&Checked, CacheError> {
         if !self.fit.load(Ordering::Relaxed) {
             let verdict = self.judge().await.map_err(CacheError)?;
             verdict.map_err(|misfit| CacheError(misfit.to_string()))?;
         }
-        checked.link.call(pipeline).await.map_err(CacheError)
+        Ok(self.link())
+    }
+
+    async fn call(&self, pipeline: &Pipeline) -> Result<Vec<Value>, CacheError> {
+        self.fit_link().await?.link.call(pipeline).await.map_err(CacheError)
     }
 
     async fn call_one(&self, command: Cmd) -> Result<Value, CacheError> {
-        let mut pipeline = Pipeline::with_capacity(1);
-        pipeline.add_command(command);
-        let value = self.call(&pipeline).await?.pop();
-        value.ok_or_else(|| CacheError("Redis answered nothing".to_owned()))
+        self.fit_link().await?.link.call_one(command).await.map_err(CacheError)
     }
 
     fn link(&self) -> &Checked {
@@ -218,8 +211,8 @@ impl Cache for RedisCache {
             pipeline.arg("NX").arg("GET").arg("PX").arg(millis(LOCK_LIFE));
         }
         self.sentinel.look(&mut pipeline);
-        let checked = self.link();
-        let mut values = self.call_over(checked, &pipeline).await?;
+        let checked = self.fit_link().await?;
+        let mut values = checked.link.call(&pipeline).await.map_err(CacheError)?;
         expect_count(&values, requests.len() + LOOK_COMMANDS)?;
         let look = values.split_off(requests.len());
         let replies =
