@@ -53,7 +53,7 @@ impl Breakers {
             return Some(Pass(None));
         }
         let probe = || Probe { breakers: self.clone(), partition };
-        breaker.probe(clock::unix_ms()).then(|| Pass(Some(probe())))
+        breaker.probe().then(|| Pass(Some(probe())))
     }
 
     /// True while only probes go to that partition.
@@ -67,7 +67,7 @@ impl Breakers {
         let Some(breaker) = self.breakers.get(partition) else { return };
         // A refused record says nothing against the log.
         let answers = matches!(last, Ok(_) | Err(AppendError::Refused(_)));
-        if !breaker.note(answers, clock::unix_ms()) {
+        if !breaker.note(answers) {
             return;
         }
         self.metrics.note(!answers);
@@ -86,15 +86,16 @@ impl Pass {
 }
 
 impl Breaker {
-    fn probe(&self, now_ms: i64) -> bool {
-        now_ms >= self.next_probe_at_ms.load(Ordering::Acquire)
+    fn probe(&self) -> bool {
+        clock::unix_ms() >= self.next_probe_at_ms.load(Ordering::Acquire)
             && !self.probing.swap(true, Ordering::AcqRel)
     }
 
     /// True when it opened or closed.
-    fn note(&self, answers: bool, now_ms: i64) -> bool {
+    fn note(&self, answers: bool) -> bool {
         if !answers {
-            self.next_probe_at_ms.store(now_ms + PROBE_AFTER_MS, Ordering::Release);
+            let at_ms = clock::unix_ms() + PROBE_AFTER_MS;
+            self.next_probe_at_ms.store(at_ms, Ordering::Release);
         } else if !self.open.load(Ordering::Relaxed) {
             return false;
         }
@@ -140,7 +141,7 @@ mod tests {
 
     #[test]
     fn an_open_breaker_lets_one_probe_through_at_a_time_and_one_success_closes_it() {
-        let breakers = Arc::new(Breakers::new(2, Arc::new(BreakerMetrics::unseen())));
+        let breakers = Arc::new(Breakers::new(2, BreakerMetrics::unseen()));
         let probe = |partition| breakers.pass(partition).filter(Pass::is_probe);
         let free = |partition| breakers.pass(partition).is_some_and(|pass| !pass.is_probe());
         let due = |partition: usize| {
