@@ -20,7 +20,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 use uuid::Uuid;
 
 use crate::clock::unix_ms;
-use crate::http::{Connection, Origin};
+use crate::http::{Line, Origin};
 use crate::latency::{Latency, Percentiles};
 use crate::process::cpu_time;
 
@@ -190,7 +190,7 @@ async fn turn(options: &Options, side: &Side, duration: Duration) -> Result<Turn
     let mut workers = JoinSet::new();
     for _ in 0..options.connections {
         let worker = Worker {
-            origin: origin.clone(),
+            line: Line::to(origin.clone()),
             template: template.clone(),
             devices: Arc::clone(&devices),
             count: Arc::clone(&count),
@@ -233,7 +233,7 @@ struct Count {
 
 /// One connection.
 struct Worker {
-    origin: Origin,
+    line: Line,
     template: Template,
     devices: Arc<[Uuid]>,
     count: Arc<Mutex<Count>>,
@@ -242,17 +242,15 @@ struct Worker {
 
 impl Worker {
     async fn run(mut self, end: Instant) {
-        let mut connection = None;
         while Instant::now() < end {
             let began = Instant::now();
             let limit = end + STRAGGLER;
-            let done = timeout_at(limit, self.once(&mut connection)).await;
+            let done = timeout_at(limit, self.once()).await;
             if let Ok(Ok(status)) = done {
                 let mut count = self.count.lock().unwrap_or_else(PoisonError::into_inner);
                 *count.by_status.entry(status).or_default() += 1;
                 count.latency.record(began.elapsed());
             } else {
-                connection = None;
                 self.count.lock().unwrap_or_else(PoisonError::into_inner).errors += 1;
                 // A server that is gone is not hammered.
                 sleep(Duration::from_millis(10)).await;
@@ -260,20 +258,12 @@ impl Worker {
         }
     }
 
-    async fn once(&mut self, connection: &mut Option<Connection>) -> std::io::Result<u16> {
-        let open = match connection {
-            Some(open) => open,
-            None => connection.insert(Connection::open(&self.origin).await?),
-        };
+    async fn once(&mut self) -> std::io::Result<u16> {
         let key = uuid::Builder::from_random_bytes(self.rng.random()).into_uuid();
         let devices = &self.devices;
         let device = || devices[self.rng.random_range(0..devices.len())];
         self.template.patch(key, device, unix_ms());
-        let answer = open.exchange(&self.template.bytes).await?;
-        if answer.close {
-            *connection = None;
-        }
-        Ok(answer.status)
+        Ok(self.line.exchange(&self.template.bytes).await?.status)
     }
 }
 

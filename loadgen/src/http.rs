@@ -71,6 +71,31 @@ pub(crate) struct Answer {
     pub(crate) excerpt: String,
 }
 
+/// A connection that is opened when a request needs it, and kept for the next one.
+#[derive(Debug)]
+pub(crate) struct Line {
+    origin: Origin,
+    open: Option<Connection>,
+}
+
+impl Line {
+    pub(crate) fn to(origin: Origin) -> Self {
+        Self { origin, open: None }
+    }
+
+    /// Writes one request and reads its answer. The connection is put back only when it may be used again:
+    /// on every other way out, a timeout included, it is dropped.
+    pub(crate) async fn exchange(&mut self, request: &[u8]) -> io::Result<Answer> {
+        let mut open = match self.open.take() {
+            Some(open) => open,
+            None => Connection::open(&self.origin).await?,
+        };
+        let answer = open.exchange(request).await?;
+        self.open = Some(open).filter(|_| !answer.close);
+        Ok(answer)
+    }
+}
+
 /// One connection.
 #[derive(Debug)]
 pub(crate) struct Connection {

@@ -17,7 +17,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout_at};
 use uuid::Uuid;
 
 use crate::bench::median;
-use crate::http::{Connection, Origin};
+use crate::http::{Line, Origin};
 use crate::ingest;
 use crate::latency::Percentiles;
 
@@ -135,7 +135,7 @@ async fn flood(origin: &Origin, options: &Options) -> Result<Strangers> {
     let mut asking = JoinSet::new();
     for number in 0..CONNECTIONS {
         let first = start + period.mul_f64(number as f64 / CONNECTIONS as f64);
-        let stranger = Stranger { origin: origin.clone(), request: Request::new(origin) };
+        let stranger = Stranger { line: Line::to(origin.clone()), request: Request::new(origin) };
         asking.spawn(stranger.run(first, period, start + options.duration));
     }
     let mut all = Strangers::default();
@@ -152,7 +152,7 @@ async fn flood(origin: &Origin, options: &Options) -> Result<Strangers> {
 
 /// One connection.
 struct Stranger {
-    origin: Origin,
+    line: Line,
     request: Request,
 }
 
@@ -161,7 +161,7 @@ impl Stranger {
         let mut asked = Strangers::default();
         let mut ticks = interval_at(first, period);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
-        let (mut connection, mut wanted) = (None, 0);
+        let mut wanted = 0;
         loop {
             let due = ticks.tick().await;
             if due >= end {
@@ -170,27 +170,16 @@ impl Stranger {
             let turn = (due - first).div_duration_f64(period).round() as u64;
             asked.late += turn.saturating_sub(wanted);
             wanted = turn + 1;
-            match timeout_at(end + STRAGGLER, self.ask(&mut connection)).await {
+            match timeout_at(end + STRAGGLER, self.ask()).await {
                 Ok(Ok(status)) => *asked.by_status.entry(status).or_default() += 1,
-                Ok(Err(_)) | Err(_) => {
-                    connection = None;
-                    asked.errors += 1;
-                }
+                Ok(Err(_)) | Err(_) => asked.errors += 1,
             }
         }
     }
 
-    async fn ask(&mut self, connection: &mut Option<Connection>) -> std::io::Result<u16> {
-        let open = match connection {
-            Some(open) => open,
-            None => connection.insert(Connection::open(&self.origin).await?),
-        };
+    async fn ask(&mut self) -> std::io::Result<u16> {
         self.request.take_another_key();
-        let answer = open.exchange(&self.request.bytes).await?;
-        if answer.close {
-            *connection = None;
-        }
-        Ok(answer.status)
+        Ok(self.line.exchange(&self.request.bytes).await?.status)
     }
 }
 
