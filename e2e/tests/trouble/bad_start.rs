@@ -5,9 +5,10 @@ use std::process::Stdio;
 
 use pulsestream_e2e::harness::Engines;
 use pulsestream_e2e::process::{Process, free_port};
-use pulsestream_shared::testing::{services, wait_for};
+use pulsestream_shared::testing::services;
 use tokio::process::Command;
 
+use crate::own_redis::OwnRedis;
 use crate::support::{Ended, Site, run, variables};
 
 /// The last line of standard error is the sentence for a person; the log lines come before it.
@@ -209,17 +210,8 @@ async fn a_wrong_database_password_is_refused_without_telling_it() {
 #[tokio::test]
 async fn a_redis_that_evicts_is_refused() {
     let mut site = Site::new(Engines::Servers).await;
-    let port = free_port();
-    let mut redis = Command::new("redis-server");
-    redis.args(["--bind", "127.0.0.1", "--save", "", "--maxmemory-policy", "allkeys-lru"]);
-    redis.args(["--port", &port.to_string()]).stdout(Stdio::null()).kill_on_drop(true);
-    let _redis = redis.spawn().expect("redis-server runs");
-    wait_for("redis", pulsestream_e2e::client::PATIENCE, async || {
-        tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_ok()
-    })
-    .await;
-    let url = format!("redis://127.0.0.1:{port}");
-    site.home.variables.insert("REDIS_URL".into(), url);
+    let redis = OwnRedis::with_policy("allkeys-lru").await;
+    site.home.variables.insert("REDIS_URL".into(), redis.url());
     let ended = run(&["gateway", "--port", &free_port().to_string()], &site.home.variables).await;
     refused(&ended, 1, "noeviction");
     site.remove().await;

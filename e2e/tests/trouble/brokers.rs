@@ -19,7 +19,7 @@ use uuid::Uuid;
 
 use crate::load::{Load, Told, device_of, summary};
 use crate::outage::accept_at_last;
-use crate::own_kafka::OwnKafka;
+use crate::own_kafka::{Node, OwnKafka};
 use crate::support::{Site, counter, gauge, kafka_config};
 
 const PARTITIONS: u32 = 6;
@@ -123,40 +123,39 @@ fn others_took_over(told: &[Told], struck: Instant) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_broker_of_three_costs_no_acknowledged_event_and_no_answer_its_deadline() {
-    let cluster = Cluster::start().await;
-    let broker = cluster.leaders[0];
-    let load = cluster.load();
-    tokio::time::sleep(Duration::from_secs(2)).await;
-    cluster.kafka.node(broker).kill().await;
-    let struck = Instant::now();
-    tokio::time::sleep(Duration::from_secs(12)).await;
-    cluster.kafka.node(broker).restart().await;
-    tokio::time::sleep(Duration::from_secs(2)).await;
-    let told = load.stop().await;
-
-    let (of_it, of_others) = cluster.by_leader(&told, broker);
-    tell("killed, its devices", &of_it);
-    tell("killed, the others", &of_others);
-    others_took_over(&told, struck);
-    cluster.verify_and_end(&told).await;
+    a_broker_is_away("killed", Duration::from_secs(12), Node::kill, Node::restart).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_frozen_broker_of_three_costs_no_acknowledged_event_and_no_answer_its_deadline() {
+    let (stop, go_on) = (
+        async |node: &Node| node.signal("STOP").await,
+        async |node: &Node| node.signal("CONT").await,
+    );
+    a_broker_is_away("frozen", Duration::from_secs(15), stop, go_on).await;
+}
+
+/// The leader of some partitions goes, and comes back after a while.
+async fn a_broker_is_away(
+    how: &str,
+    away: Duration,
+    strike: impl AsyncFn(&Node),
+    bring_back: impl AsyncFn(&Node),
+) {
     let cluster = Cluster::start().await;
     let broker = cluster.leaders[0];
     let load = cluster.load();
     tokio::time::sleep(Duration::from_secs(2)).await;
-    cluster.kafka.node(broker).signal("STOP").await;
+    strike(cluster.kafka.node(broker)).await;
     let struck = Instant::now();
-    tokio::time::sleep(Duration::from_secs(15)).await;
-    cluster.kafka.node(broker).signal("CONT").await;
+    tokio::time::sleep(away).await;
+    bring_back(cluster.kafka.node(broker)).await;
     tokio::time::sleep(Duration::from_secs(3)).await;
     let told = load.stop().await;
 
     let (of_it, of_others) = cluster.by_leader(&told, broker);
-    tell("frozen, its devices", &of_it);
-    tell("frozen, the others", &of_others);
+    tell(&format!("{how}, its devices"), &of_it);
+    tell(&format!("{how}, the others"), &of_others);
     others_took_over(&told, struck);
     cluster.verify_and_end(&told).await;
 }
