@@ -13,11 +13,12 @@
 use std::borrow::Cow;
 use std::fmt::{self, Write as _};
 
-use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::metadata::Metadata;
+use crate::openapi::uuid;
 
 /// Smallest and largest number of characters of an event type.
 pub const EVENT_TYPE_CHARS: std::ops::RangeInclusive<usize> = 2..=50;
@@ -61,7 +62,7 @@ macro_rules! uuid_newtype {
             }
 
             fn json_schema(_: &mut SchemaGenerator) -> Schema {
-                json_schema!({"type": "string", "format": "uuid"})
+                uuid()
             }
         }
     };

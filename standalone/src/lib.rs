@@ -7,7 +7,7 @@ use axum::Router;
 use clap::Parser as _;
 use pulsestream_shared::admin::Dependency;
 use pulsestream_shared::auth::Keyring;
-use pulsestream_shared::config;
+use pulsestream_shared::config::{self, Loaded};
 use pulsestream_shared::engine::OpenError;
 use pulsestream_shared::process::{EXIT_USAGE, Failure, block_on, complain};
 use pulsestream_shared::service::{Context, Role};
@@ -59,24 +59,24 @@ pub fn main() -> ExitCode {
     if let Err(error) = telemetry::start(&loaded.config.telemetry) {
         return complain(&error, EXIT_USAGE);
     }
-    let done = match command {
-        Command::Up => block_on(roles::up(loaded.config)),
-        Command::Gateway => block_on(roles::gateway(loaded.config)),
-        Command::Consumer => block_on(roles::consumer(loaded.config)),
-        Command::Broadcaster => block_on(roles::broadcaster(loaded.config)),
-        Command::Migrate => block_on(roles::migrate(loaded.config)).map_err(Failure::from),
-        Command::Keys(command) => {
-            block_on(keys::run(command, loaded.config)).map_err(Failure::from)
-        }
-        Command::Config(command) => config_commands::run(&command, &loaded).map_err(Failure::from),
-        Command::Openapi => config_commands::openapi(&loaded.config).map_err(Failure::from),
-        Command::Healthcheck { url } => {
-            block_on(healthcheck::run(url, loaded.config)).map_err(Failure::from)
-        }
-        Command::Completions { .. } => Ok(()),
-    };
-    match done {
+    match run(command, loaded) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => complain(&failure.reason, failure.code),
     }
+}
+
+fn run(command: Command, loaded: Loaded) -> Result<(), Failure> {
+    match command {
+        Command::Up => block_on(roles::up(loaded.config))?,
+        Command::Gateway => block_on(roles::gateway(loaded.config))?,
+        Command::Consumer => block_on(roles::consumer(loaded.config))?,
+        Command::Broadcaster => block_on(roles::broadcaster(loaded.config))?,
+        Command::Migrate => block_on(roles::migrate(loaded.config))?,
+        Command::Keys(command) => block_on(keys::run(command, loaded.config))?,
+        Command::Config(command) => config_commands::run(&command, &loaded)?,
+        Command::Openapi => config_commands::openapi(&loaded.config)?,
+        Command::Healthcheck { url } => block_on(healthcheck::run(url, loaded.config))?,
+        Command::Completions { .. } => {}
+    }
+    Ok(())
 }

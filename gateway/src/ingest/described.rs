@@ -84,7 +84,7 @@ pub(crate) fn idempotency_key(required: bool, about: &str) -> Parameter {
         name: "Idempotency-Key",
         required,
         about: about.to_owned(),
-        schema: uuid(),
+        schema: uuid().into(),
         example: Some(json!(example::EVENT_ID)),
     }
 }

@@ -102,7 +102,7 @@ fn id_parameter(about: &str, example: &impl Serialize) -> Parameter {
         name: "id",
         required: true,
         about: about.to_owned(),
-        schema: uuid(),
+        schema: uuid().into(),
         example: Some(json!(example)),
     }
 }

@@ -75,7 +75,7 @@ impl Kind {
     fn described(self) -> (Value, Option<Value>) {
         let (least, most) = (EVENT_TYPE_CHARS.start(), EVENT_TYPE_CHARS.end());
         match self {
-            Self::Device => (uuid(), Some(json!(example::DEVICE_ID))),
+            Self::Device => (uuid().into(), Some(json!(example::DEVICE_ID))),
             Self::EventType => (
                 json!({
                     "type": "string", "minLength": least, "maxLength": most, "pattern": NO_NUL

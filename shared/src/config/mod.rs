@@ -300,21 +300,13 @@ impl Config {
             "must be between 1d and 3660d",
         );
         let server = &self.server;
-        require(
-            server.keep_alive_timeout >= SECOND,
-            "server.keep_alive_timeout",
-            "must be at least 1s",
-        );
-        require(
-            server.write_stall_timeout >= SECOND,
-            "server.write_stall_timeout",
-            "must be at least 1s",
-        );
-        require(
-            server.max_connection_age >= SECOND,
-            "server.max_connection_age",
-            "must be at least 1s",
-        );
+        for (time, setting) in [
+            (server.keep_alive_timeout, "server.keep_alive_timeout"),
+            (server.write_stall_timeout, "server.write_stall_timeout"),
+            (server.max_connection_age, "server.max_connection_age"),
+        ] {
+            require(time >= SECOND, setting, "must be at least 1s");
+        }
         require(
             server.is_encrypted() || server.tls_key.as_os_str().is_empty(),
             "server.tls_cert",

@@ -9,8 +9,8 @@
 
 use std::collections::BTreeMap;
 
-use schemars::SchemaGenerator;
 use schemars::generate::SchemaSettings;
+use schemars::{Schema, SchemaGenerator, json_schema};
 use serde_json::{Map, Value, json};
 
 mod answer;
@@ -54,8 +54,8 @@ pub fn document(info: Value, tags: Value, operations: Vec<Operation>) -> Value {
 }
 
 /// The schema of an id: a UUID in hyphenated form.
-pub fn uuid() -> Value {
-    json!({"type": "string", "format": "uuid"})
+pub fn uuid() -> Schema {
+    json_schema!({"type": "string", "format": "uuid"})
 }
 
 /// What operations refer to.

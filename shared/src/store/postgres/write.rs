@@ -137,8 +137,6 @@ async fn swap(connection: &mut PgConnection, batch: &StoreBatch<'_>) -> Result<u
     Ok(query.execute(connection).await.map_err(store_error)?.rows_affected())
 }
 
-/// The same id may come under two timestamps through two partitions at once, and no unique key would
-/// meet them. So writers with unsure rows store one at a time; they are rare.
 async fn bury(
     connection: &mut PgConnection,
     batch: &StoreBatch<'_>,
