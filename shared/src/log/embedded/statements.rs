@@ -34,10 +34,10 @@ impl Kind {
             format!("{insert} VALUES {rows}")
         };
         match self {
-            Self::Records(count) => rows("INSERT INTO records", "(?,?,?,?,?,?,?)", count),
+            Self::Records(count) => rows("INSERT OR FAIL INTO records", "(?,?,?,?,?,?,?)", count),
             Self::GroupPlaces(count) => rows("REPLACE INTO groups", "(?,?,?)", count),
             Self::OutcomeGroup => "INSERT INTO outcome_groups VALUES (?,?)".to_owned(),
-            Self::OutcomePages(count) => rows("INSERT INTO outcome_pages", "(?,?)", count),
+            Self::OutcomePages(count) => rows("INSERT OR FAIL INTO outcome_pages", "(?,?)", count),
             Self::OutcomeRun => "INSERT INTO outcome_runs VALUES (?,?,?)".to_owned(),
             Self::ForgetOutcomeGroups => "DELETE FROM outcome_groups WHERE seq <= ?".to_owned(),
             Self::ForgetOutcomePages => "DELETE FROM outcome_pages WHERE id < ?".to_owned(),

@@ -20,6 +20,7 @@ mod write;
 
 use std::future::Future;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -87,6 +88,8 @@ pub struct SqliteStore {
     writer: SqlitePool,
     /// One connection for looks at what changed, which must not wait behind other readers.
     watcher: SqlitePool,
+    /// The last batch had new rows alone, so the next is taken for such a one.
+    expects_new: AtomicBool,
     config: SqliteConfig,
 }
 
@@ -116,6 +119,7 @@ impl SqliteStore {
             queries: pool(config.query_connections).connect_lazy_with(reader.clone()),
             reader: pool(config.readers).connect_lazy_with(reader),
             writer: pool(1).connect_lazy_with(options),
+            expects_new: AtomicBool::new(true),
             config,
         };
         store.check_schema().await?;

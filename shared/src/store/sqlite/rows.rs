@@ -42,7 +42,7 @@ pub(super) async fn insert(
     rows: &[&StoreRow],
 ) -> Result<u64, Failure> {
     let sql = format!(
-        "insert into events
+        "insert or fail into events
            (id, client_id, device_id, event_type, value, ts, metadata, received_at, pos)
          values {} on conflict (id, client_id) do nothing",
         tuples(rows.len(), 9)

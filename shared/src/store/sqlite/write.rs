@@ -8,6 +8,8 @@
 //! The transaction has the file's write lock from its first statement, so nothing it has seen can change
 //! under it. The sink is called with that lock held; it must be quick, and no writer of this file.
 
+use std::sync::atomic::Ordering;
+
 use async_trait::async_trait;
 use sqlx::Connection;
 use sqlx::sqlite::SqliteConnection;
@@ -51,12 +53,61 @@ impl SqliteStore {
         out_of_range: &[DeadLetter],
         sink: &dyn DeadLetterSink,
     ) -> Result<Written, Failure> {
+        let plain = batch.dead.is_empty() && out_of_range.is_empty();
+        if plain
+            && self.expects_new.load(Ordering::Relaxed)
+            && let Some(written) = self.store_new(batch, &rows).await?
+        {
+            return Ok(written);
+        }
+        let written = self.store_any(batch, rows, out_of_range, sink).await?;
+        if let Written::Stored { duplicates, dead, .. } = &written {
+            self.expects_new.store(*duplicates == 0 && dead.is_empty(), Ordering::Relaxed);
+        }
+        Ok(written)
+    }
+
+    /// Stores a batch whose rows are all new. `None`: one is not, or is poison, and nothing is stored.
+    ///
+    /// Almost every batch is such a one, and this way it costs no savepoint, which copies each page it
+    /// meets, and no look at what is there.
+    async fn store_new(
+        &self,
+        batch: &StoreBatch<'_>,
+        rows: &[&StoreRow],
+    ) -> Result<Option<Written>, Failure> {
+        let mut sorted = rows.to_vec();
+        sorted.sort_unstable_by_key(|row| (row.event.id, row.client)); // neighbours share a page
         let mut tx = self.writer.begin_with("begin immediate").await.map_err(failure)?;
-        for (from, to) in batch.from.iter().zip(&batch.to) {
-            if !swap(&mut tx, batch.group, from, to).await? {
-                tx.rollback().await.map_err(failure)?;
-                return Ok(Written::Fenced);
+        if !swap_all(&mut tx, batch).await? {
+            tx.rollback().await.map_err(failure)?;
+            return Ok(Some(Written::Fenced));
+        }
+        for chunk in chunks(&sorted) {
+            match insert(&mut tx, chunk).await {
+                Ok(count) if count == chunk.len() as u64 => {}
+                Ok(_) | Err(Failure::Data(_)) => {
+                    tx.rollback().await.map_err(failure)?;
+                    return Ok(None);
+                }
+                Err(failure) => return Err(failure),
             }
+        }
+        tx.commit().await.map_err(failure)?;
+        Ok(Some(Written::Stored { new: rows.len() as u64, duplicates: 0, dead: Vec::new() }))
+    }
+
+    async fn store_any(
+        &self,
+        batch: &StoreBatch<'_>,
+        rows: Vec<&StoreRow>,
+        out_of_range: &[DeadLetter],
+        sink: &dyn DeadLetterSink,
+    ) -> Result<Written, Failure> {
+        let mut tx = self.writer.begin_with("begin immediate").await.map_err(failure)?;
+        if !swap_all(&mut tx, batch).await? {
+            tx.rollback().await.map_err(failure)?;
+            return Ok(Written::Fenced);
         }
         let Settled { new, duplicates, dead: found } =
             settle(&mut Table { connection: &mut tx }, rows).await?;
@@ -72,6 +123,19 @@ impl SqliteStore {
         tx.commit().await.map_err(failure)?;
         Ok(Written::Stored { new, duplicates, dead })
     }
+}
+
+/// Moves every place on, from where the batch begins; false when one is not there.
+async fn swap_all(
+    connection: &mut SqliteConnection,
+    batch: &StoreBatch<'_>,
+) -> Result<bool, StoreError> {
+    for (from, to) in batch.from.iter().zip(&batch.to) {
+        if !swap(connection, batch.group, from, to).await? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 async fn swap(
@@ -125,20 +189,9 @@ impl Shelf for Table<'_> {
     async fn put(&mut self, rows: &[&StoreRow]) -> Result<Vec<Verdict>, Failure> {
         let mut savepoint = self.connection.begin().await.map_err(failure)?;
         let mut verdicts = Vec::with_capacity(rows.len());
-        // Duplicates come in runs (a redelivery, a client that retries), so a chunk is taken for what the
-        // last one was.
-        let mut expect_new = true;
         for chunk in chunks(rows) {
-            let found = if expect_new {
-                put_new(&mut savepoint, chunk).await
-            } else {
-                put_unknown(&mut savepoint, chunk).await
-            };
-            match found {
-                Ok(found) => {
-                    expect_new = found.iter().all(|verdict| *verdict == Verdict::New);
-                    verdicts.extend(found);
-                }
+            match put_chunk(&mut savepoint, chunk).await {
+                Ok(found) => verdicts.extend(found),
                 Err(error) => {
                     if matches!(error, Failure::Data(_)) {
                         savepoint.rollback().await.map_err(failure)?;
@@ -152,22 +205,8 @@ impl Shelf for Table<'_> {
     }
 }
 
-/// Takes it that all rows are new; if not, takes that back and looks.
-async fn put_new(
-    connection: &mut SqliteConnection,
-    rows: &[&StoreRow],
-) -> Result<Vec<Verdict>, Failure> {
-    let mut attempt = connection.begin().await.map_err(failure)?;
-    if insert(&mut attempt, rows).await? == rows.len() as u64 {
-        attempt.commit().await.map_err(failure)?;
-        return Ok(vec![Verdict::New; rows.len()]);
-    }
-    attempt.rollback().await.map_err(failure)?;
-    put_unknown(connection, rows).await
-}
-
 /// Looks which rows are there, and inserts the others.
-async fn put_unknown(
+async fn put_chunk(
     connection: &mut SqliteConnection,
     rows: &[&StoreRow],
 ) -> Result<Vec<Verdict>, Failure> {
