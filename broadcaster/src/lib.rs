@@ -12,7 +12,7 @@ use pulsestream_shared::admin::Dependency;
 use pulsestream_shared::auth::Keyring;
 use pulsestream_shared::engine::OpenError;
 use pulsestream_shared::problem::{not_allowed, not_found};
-use pulsestream_shared::service::{Context, Role};
+use pulsestream_shared::service::{Context, Role, Routes};
 
 mod chain;
 mod ends;
@@ -35,7 +35,7 @@ pub const ROLE: Role = Role { name: "broadcaster", required: &[Dependency::Log] 
 ///
 /// # Errors
 /// [`OpenError`] when the log cannot be read at all.
-pub async fn build(context: Context, keyring: Arc<Keyring>) -> Result<Router, OpenError> {
+pub async fn build(context: Context, keyring: Arc<Keyring>) -> Result<Routes, OpenError> {
     let metrics = Arc::new(metrics::LiveMetrics::new(&context));
     let registry = Arc::new(registry::Registry::default());
     let stop = context.shutdown.stop.clone();
@@ -69,5 +69,6 @@ pub async fn build(context: Context, keyring: Arc<Keyring>) -> Result<Router, Op
         sockets: context.tasks.clone(),
     };
     let open = get(stream::open).fallback_service(not_allowed("GET"));
-    Ok(Router::new().route("/v1/stream", open).fallback(not_found).with_state(Arc::new(stream)))
+    let router = Router::new().route("/v1/stream", open).fallback(not_found);
+    Ok(router.with_state(Arc::new(stream)).into())
 }

@@ -8,7 +8,7 @@ use axum::Router;
 use pulsestream_shared::admin::Dependency;
 use pulsestream_shared::engine::OpenError;
 use pulsestream_shared::problem::not_found;
-use pulsestream_shared::service::{Context, Role};
+use pulsestream_shared::service::{Context, Role, Routes};
 use std::sync::Arc;
 
 mod batch;
@@ -26,12 +26,12 @@ pub const ROLE: Role = Role { name: "consumer", required: &[Dependency::Log, Dep
 ///
 /// # Errors
 /// [`OpenError`] when the group cannot be joined.
-pub async fn build(context: Context) -> Result<Router, OpenError> {
+pub async fn build(context: Context) -> Result<Routes, OpenError> {
     let metrics = Arc::new(metrics::ConsumerMetrics::new(&context));
     let stop = context.shutdown.drain.clone();
     let reader = reader::Reader::join(&context, metrics.clone()).await?;
     context.spawn_until("store writer", stop.clone(), reader.run(stop.clone()));
     let lag = lag::Lag::new(&context, metrics);
     context.spawn_until("lag", stop.clone(), lag.run(stop));
-    Ok(Router::new().fallback(not_found))
+    Ok(Router::new().fallback(not_found).into())
 }

@@ -327,7 +327,7 @@ pub async fn start_broadcaster(home: &Home) -> Running {
 pub async fn start<Build, Built>(home: &Home, role: Role, build: Build) -> Running
 where
     Build: FnOnce(Context) -> Built + Send + 'static,
-    Built: Future<Output = Result<axum::Router, engine::OpenError>> + Send,
+    Built: Future<Output = Result<service::Routes, engine::OpenError>> + Send,
 {
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a free port");
     let url = format!("http://{}", listener.local_addr().expect("an address"));

@@ -5,6 +5,7 @@
 //! What is turned away is turned away cheaply and at a pace: see [`crate::shedding`].
 
 use std::future::Future;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -58,7 +59,7 @@ impl Admission {
         work: impl FnOnce(Request, Option<Trace>) -> Work,
     ) -> Response {
         let span = self.traces.request(&Method::POST, counted.route, request.headers());
-        let work = work(request, span.as_ref().map(RequestSpan::trace));
+        let work = pin!(work(request, span.as_ref().map(RequestSpan::trace)));
         let response = self.time(&counted.seconds, work).await;
         if let Some(span) = span {
             span.answered(response.status());
@@ -71,14 +72,20 @@ impl Admission {
         response
     }
 
-    async fn time(&self, seconds: &Histogram, work: impl Future<Output = Response>) -> Response {
+    // Pinned by the caller: a future handed on from one async function to the next lies in each of them
+    // twice, and what a request's future weighs is copied and allocated for every request.
+    async fn time<Work: Future<Output = Response>>(
+        &self,
+        seconds: &Histogram,
+        work: Pin<&mut Work>,
+    ) -> Response {
         let started = Instant::now();
         let response = self.admit(work).await;
         seconds.observe(started.elapsed().as_secs_f64());
         response
     }
 
-    async fn admit(&self, work: impl Future<Output = Response>) -> Response {
+    async fn admit<Work: Future<Output = Response>>(&self, work: Pin<&mut Work>) -> Response {
         let Some(place) = self.enter().await else {
             self.metrics.events.with_label_values(&["shed"]).inc();
             self.metrics.shed.requests.inc();
@@ -120,7 +127,7 @@ pub(crate) async fn admit(
     let method = request.method().clone();
     let span = admission.traces.request(&method, route, request.headers());
     let seconds = admission.metrics.request_seconds.with_label_values(&[route]);
-    let response = admission.time(&seconds, next.run(request)).await;
+    let response = admission.time(&seconds, pin!(next.run(request))).await;
     admission.count(route, &method, response.status());
     if let Some(span) = span {
         span.answered(response.status());

@@ -5,12 +5,11 @@
 //! is the client's fault is found before the first lock is taken. `read` stands beside this path and
 //! shares the router alone with it.
 
-use axum::Router;
 use pulsestream_shared::admin::Dependency;
 use pulsestream_shared::auth::Keyring;
 use pulsestream_shared::engine::OpenError;
 use pulsestream_shared::metrics::Metrics;
-use pulsestream_shared::service::{Context, Role};
+use pulsestream_shared::service::{Context, Role, Routes};
 use std::sync::Arc;
 
 mod admission;
@@ -43,7 +42,7 @@ pub const ROLE: Role = Role { name: "gateway", required: &[Dependency::Log] };
 ///
 /// # Errors
 /// None now; the signature is that of every service.
-pub async fn build(context: Context, keyring: Arc<Keyring>) -> Result<Router, OpenError> {
+pub async fn build(context: Context, keyring: Arc<Keyring>) -> Result<Routes, OpenError> {
     let metrics = Arc::new(metrics::GatewayMetrics::new(&context));
     let committer = commit::start(&context, metrics.clone());
     let (limits, reports) = limits::Limits::new(

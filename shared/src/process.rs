@@ -4,13 +4,12 @@ use std::future::Future;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use axum::Router;
 use prometheus::Registry;
 use tokio::net::TcpListener;
 
 use crate::config::{self, Config, Server};
 use crate::engine::OpenError;
-use crate::service::{self, Context, Role, RunError};
+use crate::service::{self, Context, Role, Routes, RunError};
 use crate::shutdown::Shutdown;
 use crate::telemetry;
 
@@ -22,7 +21,7 @@ pub const EXIT_USAGE: u8 = 64;
 pub fn main<Build, Built>(role: Role, port: fn(&Server) -> u16, build: Build) -> ExitCode
 where
     Build: FnOnce(Context) -> Built,
-    Built: Future<Output = Result<Router, OpenError>>,
+    Built: Future<Output = Result<Routes, OpenError>>,
 {
     let loaded = match config::load(None, std::env::vars(), &[]) {
         Ok(loaded) => loaded,
@@ -85,7 +84,7 @@ pub async fn run<Build, Built>(
 ) -> Result<(), Failure>
 where
     Build: FnOnce(Context) -> Built,
-    Built: Future<Output = Result<Router, OpenError>>,
+    Built: Future<Output = Result<Routes, OpenError>>,
 {
     let listener = bind(&config.server.host, port).await?;
     let address = listener.local_addr().map_err(|error| error.to_string())?;

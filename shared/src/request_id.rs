@@ -36,8 +36,8 @@ pub(crate) fn of(headers: &HeaderMap) -> HeaderValue {
 }
 
 /// Runs the work on a request under its id.
-pub(crate) async fn within<F: Future>(id: HeaderValue, work: F) -> F::Output {
-    CURRENT.scope(id, work).await
+pub(crate) fn within<F: Future>(id: HeaderValue, work: F) -> impl Future<Output = F::Output> {
+    CURRENT.scope(id, work)
 }
 
 /// The id of the request this task works on; a new one outside of any.

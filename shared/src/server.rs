@@ -18,6 +18,7 @@ mod connection;
 mod cors;
 mod impatience;
 mod manners;
+mod routes;
 mod tls;
 
 #[cfg(test)]
@@ -25,6 +26,7 @@ mod tests;
 
 pub(crate) use self::connection::Terms;
 pub(crate) use self::manners::Manners;
+pub use self::routes::Routes;
 pub(crate) use self::tls::Tls;
 pub use self::tls::TlsError;
 

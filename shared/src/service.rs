@@ -22,8 +22,8 @@ use crate::config::Config;
 use crate::engine::{Engine, OpenError};
 use crate::metrics;
 use crate::problem::{Code, Problem};
-pub use crate::server::TlsError;
 use crate::server::{self, Manners, Terms, Tls};
+pub use crate::server::{Routes, TlsError};
 use crate::shutdown::Shutdown;
 use crate::traces::Traces;
 
@@ -115,7 +115,7 @@ pub async fn run<Build, Built>(
 ) -> Result<(), RunError>
 where
     Build: FnOnce(Context) -> Built,
-    Built: Future<Output = Result<Router, OpenError>>,
+    Built: Future<Output = Result<Routes, OpenError>>,
 {
     let tls = Tls::open(&config.server).await?.map(Arc::new);
     let (traces, exporting) = Traces::start(&config.telemetry, role.name, &registry);
@@ -190,7 +190,7 @@ async fn serve_until_end<Build, Built>(
 ) -> Result<(), RunError>
 where
     Build: FnOnce(Context) -> Built,
-    Built: Future<Output = Result<Router, OpenError>>,
+    Built: Future<Output = Result<Routes, OpenError>>,
 {
     let (shutdown, failed) = (context.shutdown.clone(), context.failed.clone());
     let readiness = context.readiness.clone();
@@ -207,27 +207,27 @@ where
 /// not two within each other: every layer of routers costs a request about a microsecond.
 pub(crate) struct App {
     admin: Router,
-    starting: Router,
-    built: OnceLock<Router>,
+    starting: Routes,
+    built: OnceLock<Routes>,
     manners: Manners,
 }
 
 impl App {
     pub(crate) fn starting(admin: Router, manners: Manners) -> Self {
         let starting = admin.clone().fallback(async || Problem::from(Code::Starting));
-        Self { admin, starting, built: OnceLock::new(), manners }
+        Self { admin, starting: starting.into(), built: OnceLock::new(), manners }
     }
 
-    fn built(&self, service: Router) {
-        if self.built.set(self.admin.clone().merge(service)).is_err() {
+    fn built(&self, service: Routes) {
+        if self.built.set(service.merge(self.admin.clone().into())).is_err() {
             tracing::error!("built twice");
         }
     }
 
-    /// The answer of the router of this moment, on a connection that may be `closing` by then.
+    /// The answer of the routes of this moment, on a connection that may be `closing` by then.
     pub(crate) async fn answer(&self, request: Request, closing: &AtomicBool) -> Response {
-        let router = self.built.get().unwrap_or(&self.starting);
-        self.manners.answer(router, request, closing).await
+        let routes = self.built.get().unwrap_or(&self.starting);
+        self.manners.answer(routes, request, closing).await
     }
 }
 

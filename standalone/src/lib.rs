@@ -3,14 +3,13 @@
 
 use std::process::ExitCode;
 
-use axum::Router;
 use clap::Parser as _;
 use pulsestream_shared::admin::Dependency;
 use pulsestream_shared::auth::Keyring;
 use pulsestream_shared::config::{self, Loaded};
 use pulsestream_shared::engine::OpenError;
 use pulsestream_shared::process::{EXIT_USAGE, Failure, block_on, complain};
-use pulsestream_shared::service::{Context, Role};
+use pulsestream_shared::service::{Context, Role, Routes};
 use pulsestream_shared::telemetry;
 
 mod banner;
@@ -30,13 +29,13 @@ pub const ROLE: Role =
 ///
 /// # Errors
 /// [`OpenError`] when one of them cannot be built.
-pub async fn build(context: Context) -> Result<Router, OpenError> {
+pub async fn build(context: Context) -> Result<Routes, OpenError> {
     let keyring = Keyring::open(&context).await?;
     let gateway = pulsestream_gateway::build(context.clone(), keyring.clone()).await?;
     let broadcaster = pulsestream_broadcaster::build(context.clone(), keyring).await?;
     let consumer = pulsestream_consumer::build(context).await?;
     // Paths nobody knows are the gateway's to answer and to count.
-    Ok(gateway.merge(broadcaster.reset_fallback()).merge(consumer.reset_fallback()))
+    Ok(gateway.merge(broadcaster).merge(consumer))
 }
 
 /// The program: command line, configuration, logs, then what was asked for.

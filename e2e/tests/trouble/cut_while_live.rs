@@ -24,7 +24,7 @@ async fn start(home: &Home) -> Running {
         let keyring = Keyring::open(&context).await?;
         let gateway = pulsestream_gateway::build(context.clone(), keyring.clone()).await?;
         let broadcaster = pulsestream_broadcaster::build(context, keyring).await?;
-        Ok(gateway.merge(broadcaster.reset_fallback()))
+        Ok(gateway.merge(broadcaster))
     })
     .await
 }

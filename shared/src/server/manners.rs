@@ -6,13 +6,12 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use axum::Router;
 use axum::extract::Request;
 use axum::http::{HeaderName, HeaderValue, StatusCode, Version, header};
 use axum::response::Response;
-use tower::ServiceExt as _;
 
 use super::cors::Cors;
+use super::routes::Routes;
 use crate::config;
 use crate::request_id;
 
@@ -29,11 +28,11 @@ impl Manners {
         Self { cors: Cors::new(&config.cors_origins), server_timing: config.server_timing }
     }
 
-    /// The router's answer to a request, with what every answer has. On a connection that is `closing` by
+    /// The answer of the routes to a request, with what every answer has. On a connection that is `closing` by
     /// then, it asks the client to connect anew, elsewhere.
     pub(crate) async fn answer(
         &self,
-        router: &Router,
+        routes: &Routes,
         request: Request,
         closing: &AtomicBool,
     ) -> Response {
@@ -45,10 +44,7 @@ impl Manners {
         let preflight = self.cors.as_ref().and_then(|cors| cors.preflight(&request));
         let mut response = match preflight {
             Some(response) => response,
-            None => match request_id::within(id.clone(), router.clone().oneshot(request)).await {
-                Ok(response) => response,
-                Err(never) => match never {},
-            },
+            None => request_id::within(id.clone(), routes.answer(request)).await,
         };
         let switched = response.status() == StatusCode::SWITCHING_PROTOCOLS;
         let headers = response.headers_mut();
@@ -72,6 +68,7 @@ impl Manners {
 
 #[cfg(test)]
 mod tests {
+    use axum::Router;
     use axum::body::Body;
     use axum::routing::get;
 
@@ -87,7 +84,7 @@ mod tests {
         let router = Router::new().route("/", get(async || Problem::from(Code::NotFound)));
         let request = Request::builder().version(version).header("x-request-id", "mine");
         let request = request.body(Body::empty()).expect("a request");
-        manners.answer(&router, request, &AtomicBool::new(closing)).await
+        manners.answer(&router.into(), request, &AtomicBool::new(closing)).await
     }
 
     #[tokio::test]

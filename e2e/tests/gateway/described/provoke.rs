@@ -289,7 +289,7 @@ impl Starting {
         let (ending, until) = (shutdown.clone(), shutdown.drain.clone());
         let build = async move |_: Context| {
             until.cancelled().await;
-            Ok(axum::Router::new())
+            Ok(axum::Router::new().into())
         };
         let runtime = tokio::runtime::Handle::current();
         let task = tokio::task::spawn_blocking(move || {
