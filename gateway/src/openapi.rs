@@ -82,4 +82,34 @@ mod tests {
              cargo run -p pulsestream -- openapi > docs/openapi.json"
         );
     }
+
+    #[test]
+    fn every_member_of_a_problem_is_in_its_schema() {
+        let document = document(&load(None, std::iter::empty(), &[]).expect("the defaults").config);
+        let operations = document["paths"].as_object().into_iter().flatten();
+        let answers = operations
+            .flat_map(|(_, methods)| methods.as_object().into_iter().flatten())
+            .flat_map(|(_, spec)| spec["responses"].as_object().into_iter().flatten());
+        let mut seen = 0;
+        for (status, answer) in answers {
+            let form = &answer["content"]["application/problem+json"];
+            let parts = form["schema"]["allOf"].as_array().into_iter().flatten();
+            let told: Vec<_> = parts
+                .map(|part| {
+                    part["$ref"].as_str().map_or(part, |place| {
+                        &document["components"]["schemas"][place.rsplit('/').next().unwrap()]
+                    })
+                })
+                .filter_map(|part| part["properties"].as_object())
+                .flat_map(|properties| properties.keys())
+                .collect();
+            for (name, example) in form["examples"].as_object().into_iter().flatten() {
+                for member in example["value"].as_object().expect("members").keys() {
+                    assert!(told.contains(&member), "{status} {name}: {member}");
+                    seen += 1;
+                }
+            }
+        }
+        assert!(seen > 300, "only {seen}");
+    }
 }
