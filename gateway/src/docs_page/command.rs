@@ -7,7 +7,7 @@ use pulsestream_shared::openapi::example;
 use serde_json::Value;
 use url::form_urlencoded::byte_serialize;
 
-use super::{elements, members, text};
+use super::{elements, members, plain, text};
 
 /// What the reader sets before the first command.
 pub(super) const SETTING: &str = "export URL=http://127.0.0.1:3000 API_KEY=ps_live_...";
@@ -30,7 +30,7 @@ pub(super) fn of(path: &str, method: &str, operation: &Value) -> String {
         Some((media_type, form)) => {
             arguments.push(format!("-H \"Content-Type: {}\"", doubly_quoted(media_type)));
             let example = members(&form["examples"]).next();
-            let body = example.map(|(_, example)| example["value"].to_string());
+            let body = example.map(|(_, example)| format!("{:#}", example["value"]));
             let fresh = at_present(&quoted(&body.unwrap_or_default()), "'");
             arguments.push(format!("-d {fresh}"));
         }
@@ -65,11 +65,6 @@ fn required<'d>(operation: &'d Value, place: &'static str) -> impl Iterator<Item
 
 fn encoded(parameter: &Value) -> String {
     byte_serialize(plain(&parameter["example"]).as_bytes()).collect()
-}
-
-/// A string without its quotes, anything else as JSON.
-fn plain(value: &Value) -> String {
-    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
 }
 
 /// Lets the shell say what time it is; `quote` ends the quotes around it and begins them again.

@@ -16,6 +16,11 @@ impl Html {
         self.0
     }
 
+    /// Bytes written.
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
+    }
+
     /// Adds the program's own markup.
     pub(super) fn markup(&mut self, markup: &'static str) {
         self.0.push_str(markup);

@@ -36,7 +36,7 @@ const KEYS: &str = "api-keys";
 pub(crate) fn operation() -> Operation {
     let page = Answer::new(StatusCode::OK, "One page that needs no other file and no network.")
         .text(MEDIA_TYPE)
-        .example("page", "How it begins", &START)
+        .example("document", "How it begins", &START)
         .header(ETAG);
     Operation::get(PATH, "docs", "This description, for people")
         .tag("process")
@@ -168,7 +168,9 @@ fn types(html: &mut Html, schemas: &Value) {
                 // Within: a browser opens what it jumps into.
                 html.element("div", &[("id", &schema::anchor(name))], |html| {
                     prose::write(html, text(schema, "description"));
-                    html.element("p", &[("class", "type")], |html| schema::line(html, schema));
+                    if !schema::is_record(schema) {
+                        html.element("p", &[("class", "type")], |html| schema::line(html, schema));
+                    }
                     schema::fields(html, schema);
                 });
             });
@@ -195,6 +197,11 @@ fn operations<'d>(
 /// A member that is text; nothing when it is absent.
 fn text<'d>(value: &'d Value, key: &str) -> &'d str {
     value[key].as_str().unwrap_or_default()
+}
+
+/// A string without its quotes, anything else as JSON.
+fn plain(value: &Value) -> String {
+    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
 }
 
 /// The members of an object.

@@ -4,7 +4,7 @@ use axum::http::StatusCode;
 use serde_json::Value;
 
 use super::html::Html;
-use super::{KEYS, command, elements, members, prose, schema, text};
+use super::{KEYS, command, elements, members, plain, prose, schema, text};
 
 /// Writes an operation; `document` is where it refers to.
 pub(super) fn write(html: &mut Html, document: &Value, path: &str, method: &str, spec: &Value) {
@@ -62,8 +62,7 @@ fn parameters(html: &mut Html, spec: &Value) {
             let of = |key| text(parameter, key);
             let mut about = of("description").to_owned();
             if let Some(example) = parameter.get("example") {
-                let example = example.as_str().map_or_else(|| example.to_string(), str::to_owned);
-                about.push_str(&format!("\n\nExample: `{example}`"));
+                about.push_str(&format!("\n\nExample: `{}`", plain(example)));
             }
             let (schema, required) = (&parameter["schema"], parameter["required"] == true);
             schema::row(html, of("name"), of("in"), required, schema, &about);
@@ -88,6 +87,10 @@ fn write_answer(html: &mut Html, document: &Value, status: &str, answer: &Value,
             html.leaf("span", &[("class", class(status))], status);
             html.text(" ");
             html.text(reason(status));
+            for (code, _) in members(&answer["content"]["application/problem+json"]["examples"]) {
+                html.text(" ");
+                html.code(code);
+            }
         });
         prose::write(html, text(answer, "description"));
         headers(html, document, &answer["headers"]);

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::html::Html;
-use super::{elements, members, prose, text};
+use super::{elements, members, plain, prose, text};
 
 /// Where a type of `#/components/schemas` is shown.
 pub(super) fn anchor(name: &str) -> String {
@@ -13,53 +13,60 @@ pub(super) fn anchor(name: &str) -> String {
 /// Keywords that hold schemas to be joined, and the word between them.
 const JOINED: [(&str, &str); 3] = [("allOf", " with "), ("anyOf", " or "), ("oneOf", " or ")];
 
-/// Bounds, and how they are told.
-const BOUNDS: [(&str, &str); 11] = [
-    ("minimum", "at least"),
-    ("maximum", "at most"),
-    ("minLength", "characters at least"),
-    ("maxLength", "characters at most"),
-    ("minItems", "items at least"),
-    ("maxItems", "items at most"),
-    ("maxProperties", "entries at most"),
-    ("format", "format"),
-    ("pattern", "matches"),
-    ("default", "without it"),
-    ("const", "always"),
+/// Bounds, and the words before and after them.
+const BOUNDS: [(&str, &str, &str); 10] = [
+    ("minimum", "at least", ""),
+    ("maximum", "at most", ""),
+    ("minLength", "at least", " characters"),
+    ("maxLength", "at most", " characters"),
+    ("minItems", "at least", " items"),
+    ("maxItems", "at most", " items"),
+    ("maxProperties", "at most", " entries"),
+    ("pattern", "matches", ""),
+    ("default", "without it", ""),
+    ("const", "always", ""),
 ];
 
 /// Writes a type in one line.
 pub(super) fn line(html: &mut Html, schema: &Value) {
+    let start = html.len();
     if let Some(name) = component(schema) {
         html.link_to(&anchor(name), |html| html.code(name));
     }
     for (keyword, word) in JOINED {
-        for (index, part) in elements(&schema[keyword]).enumerate() {
+        // What is added to a type is told by its fields alone.
+        let told = |part: &&Value| keyword != "allOf" || !is_record(part);
+        for (index, part) in elements(&schema[keyword]).filter(told).enumerate() {
             html.text(if index > 0 { word } else { "" });
             line(html, part);
         }
     }
     kind(html, schema);
     for (index, value) in elements(&schema["enum"]).enumerate() {
-        html.text(if index > 0 { " or " } else { " " });
-        html.code(&shown(value));
+        html.text(if index > 0 { " or " } else { between(html, start, ": ") });
+        html.code(&plain(value));
     }
-    for (keyword, words) in BOUNDS {
+    for (keyword, before, after) in BOUNDS {
         if let Some(value) = schema.get(keyword).filter(|value| !value.is_null()) {
-            html.element("span", &[("class", "bound")], |html| {
-                html.text(words);
-                html.text(" ");
-                html.code(&shown(value));
-            });
+            html.text(between(html, start, ", "));
+            html.text(before);
+            html.text(" ");
+            html.code(&plain(value));
+            html.text(after);
         }
     }
     if let Some(names) = schema.get("propertyNames") {
-        html.text("; names: ");
+        html.text(", its names ");
         line(html, names);
     }
 }
 
-/// The word for what it is.
+/// What parts words from those before them; nothing at the start.
+fn between(html: &Html, start: usize, words: &'static str) -> &'static str {
+    if html.len() > start { words } else { "" }
+}
+
+/// Writes the word for what it is.
 fn kind(html: &mut Html, schema: &Value) {
     let kinds = &schema["type"];
     let words: Vec<_> = elements(kinds).chain([kinds]).filter_map(Value::as_str).collect();
@@ -70,10 +77,21 @@ fn kind(html: &mut Html, schema: &Value) {
         }
         None => html.text(&words.join(" or ")),
     }
+    if let Some(format) = schema["format"].as_str() {
+        html.text(" (");
+        html.text(format);
+        html.text(")");
+    }
     if let Some(values) = schema.get("additionalProperties").filter(|values| values.is_object()) {
-        html.text(" by name, of ");
+        html.text(" of ");
         line(html, values);
     }
+}
+
+/// Whether [`fields`] tell all about it, so that a line would only say that it is an object.
+pub(super) fn is_record(schema: &Value) -> bool {
+    let mut forms = elements(&schema["anyOf"]).peekable();
+    schema.get("properties").is_some() || (forms.peek().is_some() && forms.all(is_record))
 }
 
 /// Writes what a line does not tell: the fields, and those of the objects within.
@@ -86,10 +104,11 @@ pub(super) fn fields(html: &mut Html, schema: &Value) {
             }
         });
     }
-    for keyword in ["allOf", "anyOf", "oneOf"] {
-        for part in elements(&schema[keyword]) {
+    for (keyword, _) in JOINED {
+        for (index, part) in elements(&schema[keyword]).enumerate() {
             if keyword != "allOf" && part.get("properties").is_some() {
-                html.leaf("p", &[("class", "label")], "Either");
+                let word = if index > 0 { "or" } else { "either" };
+                html.leaf("p", &[("class", "label")], word);
                 prose::write(html, text(part, "description"));
             }
             fields(html, part);
@@ -114,15 +133,16 @@ pub(super) fn row(
     html.element("div", &[], |html| {
         html.element("dt", &[], |html| {
             html.code(name);
-            if !place.is_empty() {
-                html.leaf("span", &[("class", "place")], place);
-            }
-            if required {
-                html.leaf("span", &[("class", "required")], "required");
+            html.text(" ");
+            html.element("span", &[("class", "type")], |html| line(html, schema));
+            for word in [place, if required { "required" } else { "" }] {
+                if !word.is_empty() {
+                    html.text(" ");
+                    html.leaf("span", &[("class", "mark")], word);
+                }
             }
         });
         html.element("dd", &[], |html| {
-            html.element("p", &[("class", "type")], |html| line(html, schema));
             prose::write(html, about);
             fields(html, schema);
         });
@@ -132,9 +152,4 @@ pub(super) fn row(
 /// The type a schema refers to.
 fn component(schema: &Value) -> Option<&str> {
     schema["$ref"].as_str()?.strip_prefix("#/components/schemas/")
-}
-
-/// A string without its quotes, anything else as JSON.
-fn shown(value: &Value) -> String {
-    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
 }
