@@ -18,6 +18,7 @@ mod batch;
 mod body;
 mod budget;
 mod commit;
+mod docs_page;
 mod encoding;
 mod headers;
 #[cfg(test)]
@@ -27,6 +28,7 @@ mod ingest;
 mod limits;
 mod metrics;
 mod openapi;
+mod page;
 mod payload;
 mod read;
 mod router;
@@ -70,6 +72,9 @@ pub async fn build(context: Context, keyring: Arc<Keyring>) -> Result<Routes, Op
         metrics: metrics.clone(),
     };
     let most = context.config.ingest.max_in_flight;
-    let rest = read::routes(read.clone()).merge(openapi::routes(&context.config));
+    let document = openapi::document(&context.config);
+    let rest = read::routes(read.clone())
+        .merge(openapi::routes(&document))
+        .merge(docs_page::routes(&document));
     Ok(router::router(&Arc::new(ingest), &read, rest, &metrics, context.traces, most))
 }

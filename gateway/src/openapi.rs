@@ -1,21 +1,15 @@
 //! The description of this service's HTTP API, put together from what each route tells of itself, and
 //! served as `/openapi.json`.
 
-use std::sync::Arc;
-
 use axum::Router;
-use axum::body::Bytes;
-use axum::extract::State;
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
-use axum::response::{IntoResponse, Response};
-use axum::routing::{MethodRouter, get};
+use axum::http::StatusCode;
 use pulsestream_shared::admin;
 use pulsestream_shared::config::Config;
-use pulsestream_shared::openapi::{self, Answer, Header, Operation};
-use pulsestream_shared::problem::not_allowed;
+use pulsestream_shared::openapi::{self, Answer, Operation};
 use serde_json::{Value, json};
 
-use crate::{batch, ingest, read};
+use crate::page::{ETAG, Page, unchanged};
+use crate::{batch, docs_page, ingest, read};
 
 /// The document, of these settings. `docs/openapi.json` is that of the defaults.
 pub fn document(config: &Config) -> Value {
@@ -37,7 +31,7 @@ pub fn document(config: &Config) -> Value {
     ];
     operations.extend(read::operations());
     operations.extend(admin::operations());
-    operations.push(operation());
+    operations.extend([operation(), docs_page::operation()]);
     openapi::document(info, tags, operations)
 }
 
@@ -52,65 +46,22 @@ tenant's data and nothing of another's.
 
 Live events (`/v1/stream`, a WebSocket) are described in `docs/live.md`.";
 
-const ETAG: Header = Header {
-    name: "ETag",
-    about: "Changes with the document.",
-    always: true,
-    example: "\"0f3a\"",
-    whole: false,
-};
-
 fn operation() -> Operation {
     let answer =
         Answer::new(StatusCode::OK, "OpenAPI 3.1, of the settings this process runs with.")
             .json::<serde_json::Map<String, Value>>()
             .example("document", "How it begins", &json!({"openapi": "3.1.1"}))
             .header(ETAG);
-    let unchanged = Answer::new(StatusCode::NOT_MODIFIED, "You have it: `If-None-Match` names it.");
-    Operation::get("/openapi.json", "openapi", "This document")
+    Operation::get("/openapi.json", "openapi", "This description, for programs")
         .tag("process")
         .answer(answer)
-        .answer(unchanged.header(ETAG))
+        .answer(unchanged())
 }
 
 /// `/openapi.json`.
-pub(crate) fn routes(config: &Config) -> Router {
-    let json = document(config).to_string();
+pub(crate) fn routes(document: &Value) -> Router {
+    let json = document.to_string();
     Router::new().route("/openapi.json", Page::new("application/json", json).route())
-}
-
-/// Something that changes with the program and its settings alone: written once.
-struct Page {
-    body: Bytes,
-    etag: HeaderValue,
-    media_type: HeaderValue,
-}
-
-impl Page {
-    fn new(media_type: &'static str, body: String) -> Self {
-        let hash = xxhash_rust::xxh3::xxh3_64(body.as_bytes());
-        let etag = HeaderValue::try_from(format!("\"{hash:016x}\""));
-        Self {
-            body: body.into(),
-            etag: etag.unwrap_or(HeaderValue::from_static("\"\"")),
-            media_type: HeaderValue::from_static(media_type),
-        }
-    }
-
-    fn route(self) -> MethodRouter {
-        get(show).with_state(Arc::new(self)).fallback_service(not_allowed("GET, HEAD"))
-    }
-}
-
-async fn show(State(page): State<Arc<Page>>, headers: HeaderMap) -> Response {
-    // Asked for again each time, and answered with the bytes only when they are others.
-    let caching = HeaderValue::from_static("no-cache");
-    let told = [(header::ETAG, page.etag.clone()), (header::CACHE_CONTROL, caching)];
-    if headers.get(header::IF_NONE_MATCH) == Some(&page.etag) {
-        return (StatusCode::NOT_MODIFIED, told).into_response();
-    }
-    let media_type = [(header::CONTENT_TYPE, page.media_type.clone())];
-    (told, media_type, page.body.clone()).into_response()
 }
 
 #[cfg(test)]
@@ -130,5 +81,35 @@ mod tests {
             "docs/openapi.json is not what the code says ({differ:?}); renew it with\n\
              cargo run -p pulsestream -- openapi > docs/openapi.json"
         );
+    }
+
+    #[test]
+    fn every_member_of_a_problem_is_in_its_schema() {
+        let document = document(&load(None, std::iter::empty(), &[]).expect("the defaults").config);
+        let operations = document["paths"].as_object().into_iter().flatten();
+        let answers = operations
+            .flat_map(|(_, methods)| methods.as_object().into_iter().flatten())
+            .flat_map(|(_, spec)| spec["responses"].as_object().into_iter().flatten());
+        let mut seen = 0;
+        for (status, answer) in answers {
+            let form = &answer["content"]["application/problem+json"];
+            let parts = form["schema"]["allOf"].as_array().into_iter().flatten();
+            let told: Vec<_> = parts
+                .map(|part| {
+                    part["$ref"].as_str().map_or(part, |place| {
+                        &document["components"]["schemas"][place.rsplit('/').next().unwrap()]
+                    })
+                })
+                .filter_map(|part| part["properties"].as_object())
+                .flat_map(|properties| properties.keys())
+                .collect();
+            for (name, example) in form["examples"].as_object().into_iter().flatten() {
+                for member in example["value"].as_object().expect("members").keys() {
+                    assert!(told.contains(&member), "{status} {name}: {member}");
+                    seen += 1;
+                }
+            }
+        }
+        assert!(seen > 300, "only {seen}");
     }
 }

@@ -10,6 +10,7 @@ mod breaker;
 mod contract;
 mod crashes;
 mod described;
+mod docs;
 mod hostile;
 mod idempotency;
 mod isolation;

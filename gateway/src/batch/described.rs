@@ -52,6 +52,10 @@ pub(crate) fn operation(config: &config::Ingest) -> Operation {
         .problem(none)
         .problem(failed(Code::LogUnavailable, config))
         .problem(failed(Code::OutcomeUnknown, config));
+    // Where no event was accepted; it is the first one's failure that names the status.
+    let operation = [Code::InProgress, Code::BatchInvalid, Code::Unavailable]
+        .into_iter()
+        .fold(operation, |operation, code| operation.problem_members::<Summary>(code.status()));
     let headers = TOLD.into_iter().chain([REPLAYED_TOLD, STATUS_TOLD]);
     let (accepted, mixed) = headers.fold((accepted, mixed), |(accepted, mixed), header| {
         (accepted.header(header), mixed.header(header))

@@ -1,7 +1,7 @@
 //! One answer of an operation: its status, what it means, its body and its headers.
 
 use axum::http::StatusCode;
-use schemars::{JsonSchema, SchemaGenerator};
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
@@ -45,6 +45,9 @@ impl Header {
         })
     }
 }
+
+/// Writes the schema of members that a route adds to problems.
+pub(super) type Members = fn(&mut SchemaGenerator) -> Schema;
 
 /// One answer. Every one also has `X-Request-Id`.
 pub struct Answer {
@@ -99,8 +102,12 @@ impl Answer {
         self
     }
 
-    /// One answer for all problems of a status.
-    pub(super) fn of_problems(status: StatusCode, problems: &[Problem]) -> Self {
+    /// One answer for all problems of a status, and for what a route may add to them.
+    pub(super) fn of_problems(
+        status: StatusCode,
+        problems: &[Problem],
+        members: Option<Members>,
+    ) -> Self {
         let mut about = String::new();
         let mut codes = Vec::new();
         for problem in problems {
@@ -114,8 +121,9 @@ impl Answer {
         answer.headers.extend(waits.then_some(problem::RETRY_AFTER_TOLD));
         let schema = move |generator: &mut SchemaGenerator| {
             let of = json!({"code": {"enum": codes}, "status": {"const": status.as_u16()}});
-            let problem = problem::schema(generator);
-            schemars::json_schema!({"allOf": [problem, {"properties": of}]})
+            let mut parts = vec![problem::schema(generator), json_schema!({"properties": of})];
+            parts.extend(members.map(|schema| optional(schema(generator))));
+            json_schema!({"allOf": parts})
         };
         answer.content.push("application/problem+json", schema);
         for problem in problems {
@@ -144,4 +152,10 @@ impl Answer {
         }
         answer
     }
+}
+
+/// The same where every member may be absent.
+fn optional(mut members: Schema) -> Schema {
+    members.remove("required");
+    members
 }

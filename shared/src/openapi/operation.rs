@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 
 use axum::http::{Method, StatusCode};
-use schemars::{Schema, SchemaGenerator};
+use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
+use super::answer::Members;
 use super::content::Content;
 use super::{Answer, Header, Parts};
 use crate::problem::{Code, Problem};
@@ -78,6 +79,7 @@ pub struct Operation {
     answers: Vec<Answer>,
     problems: BTreeMap<StatusCode, Vec<Problem>>,
     problem_headers: Vec<(StatusCode, Header)>,
+    problem_members: Vec<(StatusCode, Members)>,
 }
 
 impl Operation {
@@ -105,6 +107,7 @@ impl Operation {
             answers: Vec::new(),
             problems: BTreeMap::new(),
             problem_headers: Vec::new(),
+            problem_members: Vec::new(),
         }
     }
 
@@ -166,10 +169,18 @@ impl Operation {
         self
     }
 
+    /// Its problems of a status may have the members of this type, beside those every problem has.
+    #[must_use]
+    pub fn problem_members<T: JsonSchema>(mut self, status: StatusCode) -> Self {
+        self.problem_members.push((status, T::json_schema));
+        self
+    }
+
     pub(super) fn render(self, parts: &mut Parts) -> Value {
         let problems = self.problems.iter().map(|(status, problems)| {
+            let members = self.problem_members.iter().find(|(of, _)| of == status);
             let headers = self.problem_headers.iter().filter(|(of, _)| of == status);
-            let answer = Answer::of_problems(*status, problems);
+            let answer = Answer::of_problems(*status, problems, members.map(|(_, of)| *of));
             headers.fold(answer, |answer, (_, header)| answer.header(*header))
         });
         let answers = self.answers.into_iter().chain(problems);

@@ -1,0 +1,70 @@
+//! An answer that changes with the program and its settings alone: written once, at the start.
+
+use std::sync::Arc;
+
+use axum::body::Bytes;
+use axum::extract::State;
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{MethodRouter, get};
+use pulsestream_shared::openapi::{Answer, Header};
+use pulsestream_shared::problem::not_allowed;
+
+/// Its body, and what the client keeps to ask for it again.
+pub(crate) struct Page {
+    body: Bytes,
+    etag: HeaderValue,
+    headers: Vec<(HeaderName, HeaderValue)>,
+}
+
+impl Page {
+    pub(crate) fn new(media_type: &'static str, body: String) -> Self {
+        let hash = xxhash_rust::xxh3::xxh3_64(body.as_bytes());
+        let etag = HeaderValue::try_from(format!("\"{hash:016x}\""));
+        let media_type = HeaderValue::from_static(media_type);
+        Self {
+            body: body.into(),
+            etag: etag.unwrap_or(HeaderValue::from_static("\"\"")),
+            headers: vec![(header::CONTENT_TYPE, media_type)],
+        }
+    }
+
+    /// With a header beside its body.
+    pub(crate) fn header(mut self, name: HeaderName, value: HeaderValue) -> Self {
+        self.headers.push((name, value));
+        self
+    }
+
+    /// GET and HEAD of it.
+    pub(crate) fn route(self) -> MethodRouter {
+        get(show).with_state(Arc::new(self)).fallback_service(not_allowed("GET, HEAD"))
+    }
+}
+
+async fn show(State(page): State<Arc<Page>>, headers: HeaderMap) -> Response {
+    // Asked for again each time, and answered with the bytes only when they are others.
+    let caching = HeaderValue::from_static("no-cache");
+    let told = [(header::ETAG, page.etag.clone()), (header::CACHE_CONTROL, caching)];
+    if headers.get(header::IF_NONE_MATCH) == Some(&page.etag) {
+        return (StatusCode::NOT_MODIFIED, told).into_response();
+    }
+    let mut response = (told, page.body.clone()).into_response();
+    for (name, value) in &page.headers {
+        response.headers_mut().insert(name, value.clone());
+    }
+    response
+}
+
+/// As the API's description tells it.
+pub(crate) const ETAG: Header = Header {
+    name: "ETag",
+    about: "Changes with the document.",
+    always: true,
+    example: "\"0f3a\"",
+    whole: false,
+};
+
+/// What is answered to a client that has it already.
+pub(crate) fn unchanged() -> Answer {
+    Answer::new(StatusCode::NOT_MODIFIED, "You have it: `If-None-Match` names it.").header(ETAG)
+}
