@@ -258,6 +258,10 @@ impl EventLog for OneRefuses {
         refused.into_iter().filter_map(result).collect()
     }
 
+    fn partitions_fail_alone(&self) -> bool {
+        self.0.partitions_fail_alone()
+    }
+
     async fn consume(&self, group: &str) -> Result<Box<dyn LogConsumer>, LogError> {
         self.0.consume(group).await
     }

@@ -189,7 +189,8 @@ impl BatchCommit {
             return;
         }
         self.metrics.group_records.observe(records.len() as f64);
-        let lanes: Vec<_> = records.iter().map(lane_of).collect();
+        let lanes: Vec<_> =
+            records.iter().map(|record| self.breakers.lane_of(record.partition)).collect();
         let started = std::time::Instant::now();
         let results = self.log.append(Topic::Raw, records).await;
         self.metrics.append_seconds.observe(started.elapsed().as_secs_f64());
@@ -223,7 +224,7 @@ impl BatchCommit {
 
     /// Whether a record's partition takes records; asked once a batch for each partition.
     fn admits(&self, passes: &mut [Option<Option<Pass>>], record: &NewRecord) -> bool {
-        let lane = lane_of(record);
+        let lane = self.breakers.lane_of(record.partition);
         let pass =
             |asked: &mut Option<_>| asked.get_or_insert_with(|| self.breakers.pass(lane)).is_some();
         passes.get_mut(lane).is_some_and(pass)
@@ -328,8 +329,4 @@ impl Batch {
             age: Age::of(&event.event, event.too_old),
         }
     }
-}
-
-fn lane_of(record: &NewRecord) -> usize {
-    usize::try_from(record.partition).unwrap_or(usize::MAX)
 }

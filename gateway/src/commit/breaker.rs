@@ -4,14 +4,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 
 use pulsestream_shared::clock;
-use pulsestream_shared::log::{AppendError, AppendResult};
+use pulsestream_shared::log::{AppendError, AppendResult, Partition};
 
 use crate::metrics::BreakerMetrics;
 
 /// After a probe that came back with nothing the next one waits so long.
 const PROBE_AFTER_MS: i64 = 500;
 
-/// Whether each partition of the log takes records.
+/// Whether the log takes records, by lane.
 pub(super) struct Breakers {
     breakers: Vec<Breaker>,
     metrics: Arc<BreakerMetrics>,
@@ -34,37 +34,42 @@ pub(super) struct Pass(Option<Probe>);
 /// its key was taken or there was no room, the next attempt is the probe.
 struct Probe {
     breakers: Arc<Breakers>,
-    partition: usize,
+    lane: usize,
 }
 
 impl Breakers {
-    pub(super) fn new(partitions: u32, metrics: Arc<BreakerMetrics>) -> Self {
-        Self { breakers: (0..partitions).map(|_| Breaker::default()).collect(), metrics }
+    pub(super) fn new(lanes: u32, metrics: Arc<BreakerMetrics>) -> Self {
+        Self { breakers: (0..lanes).map(|_| Breaker::default()).collect(), metrics }
     }
 
     pub(super) fn len(&self) -> usize {
         self.breakers.len()
     }
 
-    /// Leave for an attempt to go to that partition, if there is any now.
-    pub(super) fn pass(self: &Arc<Self>, partition: usize) -> Option<Pass> {
-        let breaker = self.breakers.get(partition)?;
+    /// The lane of a partition: its own, or the one there is.
+    pub(super) fn lane_of(&self, partition: Partition) -> usize {
+        usize::try_from(partition).unwrap_or(0) % self.breakers.len().max(1)
+    }
+
+    /// Leave for an attempt to go by that lane, if there is any now.
+    pub(super) fn pass(self: &Arc<Self>, lane: usize) -> Option<Pass> {
+        let breaker = self.breakers.get(lane)?;
         if !breaker.open.load(Ordering::Relaxed) {
             return Some(Pass(None));
         }
-        let probe = || Probe { breakers: self.clone(), partition };
+        let probe = || Probe { breakers: self.clone(), lane };
         breaker.probe().then(|| Pass(Some(probe())))
     }
 
-    /// True while only probes go to that partition.
-    pub(super) fn is_open(&self, partition: usize) -> bool {
-        self.breakers.get(partition).is_some_and(|breaker| breaker.open.load(Ordering::Relaxed))
+    /// True while only probes go by that lane.
+    pub(super) fn is_open(&self, lane: usize) -> bool {
+        self.breakers.get(lane).is_some_and(|breaker| breaker.open.load(Ordering::Relaxed))
     }
 
-    /// A group came back from that partition. Its last record tells how the log is now; earlier ones may
+    /// A group came back by that lane. Its last record tells how the log is now; earlier ones may
     /// have been confirmed just before it began to hang.
-    pub(super) fn note(&self, partition: usize, last: &AppendResult) {
-        let Some(breaker) = self.breakers.get(partition) else { return };
+    pub(super) fn note(&self, lane: usize, last: &AppendResult) {
+        let Some(breaker) = self.breakers.get(lane) else { return };
         // A refused record says nothing against the log.
         let answers = matches!(last, Ok(_) | Err(AppendError::Refused(_)));
         if !breaker.note(answers) {
@@ -72,9 +77,9 @@ impl Breakers {
         }
         self.metrics.note(!answers);
         if answers {
-            tracing::warn!(partition, "the log confirms records again: breaker closed");
+            tracing::warn!(lane, "the log confirms records again: breaker closed");
         } else {
-            tracing::warn!(partition, "the log confirms nothing: breaker open");
+            tracing::warn!(lane, "the log confirms nothing: breaker open");
         }
     }
 }
@@ -105,7 +110,7 @@ impl Breaker {
 
 impl Drop for Probe {
     fn drop(&mut self) {
-        if let Some(breaker) = self.breakers.breakers.get(self.partition) {
+        if let Some(breaker) = self.breakers.breakers.get(self.lane) {
             breaker.probing.store(false, Ordering::Release);
         }
     }

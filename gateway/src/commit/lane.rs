@@ -1,8 +1,10 @@
-//! One lane: appends the records of one partition, one group at a time.
+//! One lane: appends records that fail together, a group or two at a time.
 
 use std::sync::Arc;
 use std::time::Instant as StdInstant;
 
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
 use pulsestream_shared::clock;
 use pulsestream_shared::codec::encode_traced;
 use pulsestream_shared::log::{AppendError, AppendResult, EventLog, NewRecord, Topic};
@@ -21,6 +23,9 @@ pub(super) struct Lane {
     pub(super) partitions: u32,
     pub(super) breakers: Arc<Breakers>,
     pub(super) index: usize,
+    /// Groups in flight at most. One, when the log's time for a group hardly depends on its size: the next
+    /// is the larger. Two, when the log writes by itself what gathered meanwhile: it is never without work.
+    pub(super) groups: usize,
     pub(super) settle: mpsc::Sender<Change>,
     pub(super) metrics: Arc<GatewayMetrics>,
 }
@@ -29,9 +34,21 @@ impl Lane {
     /// Runs until the lock stage is gone and the queue is empty.
     pub(super) async fn run(self, mut queue: mpsc::Receiver<Owned>) {
         let mut group = Vec::with_capacity(MAX_GROUP);
-        while queue.recv_many(&mut group, MAX_GROUP).await > 0 {
-            self.append_group(std::mem::take(&mut group)).await;
+        let mut in_flight = FuturesUnordered::new();
+        loop {
+            // Both lose nothing when the other is taken.
+            tokio::select! {
+                biased;
+                Some(()) = in_flight.next() => {}
+                taken = queue.recv_many(&mut group, MAX_GROUP), if in_flight.len() < self.groups => {
+                    if taken == 0 {
+                        break;
+                    }
+                    in_flight.push(self.append_group(std::mem::take(&mut group)));
+                }
+            }
         }
+        in_flight.collect().await
     }
 
     async fn append_group(&self, mut group: Vec<Owned>) {

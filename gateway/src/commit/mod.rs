@@ -1,15 +1,15 @@
 //! Group commit: what gathered while the previous group was in flight goes as one group.
 //!
 //! ```text
-//! requests ──> lock stage ──> one lane per partition ──> log
-//!              one pipeline    one group in flight        │
-//!              a group         a lane                     └─> settle stage: outcomes to the cache
+//! requests ──> lock stage ──> lanes ──> log
+//!              one pipeline             │
+//!              a group                  └─> settle stage: outcomes to the cache
 //! ```
 //!
 //! Batches form by themselves: idle, a request passes alone and at once; busy, each stage takes all
 //! that waits. Without this the Kafka client sends one request per record and the whole path falls to
-//! a fifth (ADR 4). A lane of its own for each partition keeps one hung leader from stopping the
-//! devices of the others.
+//! a fifth (ADR 4). Where partitions fail alone each has a lane of its own, so that one hung leader does
+//! not stop the devices of the others; a log that is one file has one.
 //!
 //! **Invariant.** Nothing is appended without a lock that is ours (or a local one, then the record says
 //! `unsure`), and nothing is answered 202 before the log confirmed it. An attempt that entered here
@@ -91,7 +91,7 @@ impl Answer {
 /// An attempt and where its answer goes.
 struct Waiting {
     attempt: Attempt,
-    /// The index of its lane: the partition of its device.
+    /// The index of its lane.
     lane: usize,
     answer: oneshot::Sender<Answer>,
     pass: Pass,
@@ -119,6 +119,7 @@ struct Owned {
 #[derive(Clone)]
 pub(crate) struct Committer {
     queue: mpsc::Sender<Waiting>,
+    partitions: u32,
     breakers: Arc<Breakers>,
     shares: Arc<Shares>,
     local: Arc<MemoryLocks>,
@@ -144,8 +145,7 @@ impl Committer {
     /// [`Code::Overloaded`] when too many attempts wait, here or for the partition.
     pub(crate) fn submit(&self, attempt: Attempt) -> Result<oneshot::Receiver<Answer>, Code> {
         let device = attempt.accepted.event.device_id.to_string();
-        let partitions = u32::try_from(self.breakers.len()).unwrap_or(1);
-        let lane = usize::try_from(partition_of(device.as_bytes(), partitions)).unwrap_or(0);
+        let lane = self.breakers.lane_of(partition_of(device.as_bytes(), self.partitions));
         let pass = self.breakers.pass(lane).ok_or(Code::LogUnavailable)?;
         let Some(place) = self.shares.take(lane) else {
             self.metrics.shed.partition.inc();
@@ -190,7 +190,9 @@ impl Committer {
 pub(crate) fn start(context: &Context, metrics: Arc<GatewayMetrics>) -> Committer {
     let config = &context.config.ingest;
     let partitions = context.engine.partitions;
-    let breakers = Arc::new(Breakers::new(partitions, metrics.log_breaker.clone()));
+    let alone = context.engine.log.partitions_fail_alone();
+    let lane_count = if alone { partitions } else { 1 };
+    let breakers = Arc::new(Breakers::new(lane_count, metrics.log_breaker.clone()));
     let stop = context.shutdown.stop.clone();
 
     let (settle_queue, settling) = mpsc::channel(SETTLE_QUEUE);
@@ -207,6 +209,7 @@ pub(crate) fn start(context: &Context, metrics: Arc<GatewayMetrics>) -> Committe
             partitions,
             breakers: breakers.clone(),
             index,
+            groups: if alone { 1 } else { 2 },
             settle: settle_queue.clone(),
             metrics: metrics.clone(),
         };
@@ -237,5 +240,5 @@ pub(crate) fn start(context: &Context, metrics: Arc<GatewayMetrics>) -> Committe
     let shares = Arc::new(Shares::new(breakers.len(), config.max_in_flight));
     let places = Arc::new(Semaphore::new(config.max_batches));
     let tasks = context.tasks.clone();
-    Committer { queue, breakers, shares, local, batches, places, tasks, metrics }
+    Committer { queue, partitions, breakers, shares, local, batches, places, tasks, metrics }
 }

@@ -181,6 +181,10 @@ pub trait EventLog: Send + Sync {
     /// [`AppendError::Unknown`]. Never blocks the runtime.
     async fn append(&self, topic: Topic, records: Vec<NewRecord>) -> Vec<AppendResult>;
 
+    /// Whether one partition may hang while others take appends. Where it may, whoever appends keeps the
+    /// partitions apart, so that the devices of one do not wait for another.
+    fn partitions_fail_alone(&self) -> bool;
+
     /// Joins a consumer group on [`Topic::Raw`]. Dropping the consumer leaves the group.
     ///
     /// # Errors

@@ -237,6 +237,10 @@ impl EventLog for EmbeddedLog {
         }
     }
 
+    fn partitions_fail_alone(&self) -> bool {
+        false
+    }
+
     async fn consume(&self, group: &str) -> Result<Box<dyn LogConsumer>, LogError> {
         if !self.owner {
             let text = "an operator command cannot join a consumer group of a running pipeline";

@@ -20,7 +20,7 @@ use super::folder::FolderLock;
 use super::group::{Group, NextOffsets, Row};
 use super::outcome_run::push;
 use super::shared::Shared;
-use super::statements::{Kind, Step, Texts, Values, commit, roll_back};
+use super::statements::{Step, Texts, Values, commit, roll_back};
 use super::upkeep::Upkeep;
 use super::{file, places};
 use crate::cache::Outcome;
@@ -258,19 +258,17 @@ impl Writer {
         group.place(&mut next);
         let logged_at_ms = unix_ms().max(self.latest_ms);
         let mut steps = Vec::new();
-        Step::many(
+        let outcome_group = self.shared.outcomes.next_group();
+        let outcomes = |values: &mut Values| {
+            values.int(outcome_group);
+            values.blob(&pack(&group.outcomes));
+        };
+        Step::records(
             &group.rows,
-            Kind::Records,
             |row, values| fill_record(row, logged_at_ms, values),
+            (!group.outcomes.is_empty()).then_some(outcomes),
             &mut steps,
         );
-        let outcome_group = self.shared.outcomes.next_group();
-        if !group.outcomes.is_empty() {
-            steps.push(Step::new(Kind::OutcomeGroup, |values| {
-                values.int(outcome_group);
-                values.blob(&pack(&group.outcomes));
-            }));
-        }
         let upkeep = self.upkeep.begin(&self.shared, &mut steps);
         let result = commit(&mut self.connection, &mut self.texts, steps, begun).await;
         self.upkeep.end(&self.shared, upkeep, result.is_ok());

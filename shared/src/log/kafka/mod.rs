@@ -146,6 +146,11 @@ impl EventLog for KafkaLog {
         self.producer.append(self.names.get(topic), &records).await
     }
 
+    /// Each has its own leader.
+    fn partitions_fail_alone(&self) -> bool {
+        true
+    }
+
     async fn consume(&self, group: &str) -> Result<Box<dyn LogConsumer>, LogError> {
         let told = Told::new(Client::of_group(group), &self.metrics);
         let settings = member::settings(&self.config, group);

@@ -114,11 +114,16 @@ impl SqliteStore {
                 .test_before_acquire(false)
         };
         let reader = options.clone().pragma("query_only", "on");
+        let writing = options
+            // The indexes are met at random: with SQLite's 2 MB their pages are read again and again, and
+            // with its 4 MB between checkpoints each is written back more often than need be.
+            .pragma("cache_size", "-16384") // KiB
+            .pragma("wal_autocheckpoint", "4000"); // pages of 4 KiB
         let store = Self {
             watcher: pool(1).connect_lazy_with(reader.clone()),
             queries: pool(config.query_connections).connect_lazy_with(reader.clone()),
             reader: pool(config.readers).connect_lazy_with(reader),
-            writer: pool(1).connect_lazy_with(options),
+            writer: pool(1).connect_lazy_with(writing),
             expects_new: AtomicBool::new(true),
             config,
         };

@@ -48,6 +48,10 @@ impl EventLog for FaultLog {
         self.faults.around(Method::Append, call, fail).await
     }
 
+    fn partitions_fail_alone(&self) -> bool {
+        self.inner.partitions_fail_alone()
+    }
+
     async fn consume(&self, group: &str) -> Result<Box<dyn LogConsumer>, LogError> {
         let inner = self.faults.around(Method::Consume, self.inner.consume(group), fail).await?;
         Ok(Box::new(FaultConsumer { inner, faults: self.faults.clone() }))
