@@ -11,8 +11,8 @@
 use std::sync::atomic::Ordering;
 
 use async_trait::async_trait;
-use sqlx::Connection;
 use sqlx::sqlite::SqliteConnection;
+use sqlx::{Connection, Sqlite, Transaction};
 
 use super::SqliteStore;
 use super::error::{failure, store_error};
@@ -67,6 +67,22 @@ impl SqliteStore {
         Ok(written)
     }
 
+    /// Begins a transaction that has moved every place on from where the batch begins; `None` when one is
+    /// not there.
+    async fn begin(
+        &self,
+        batch: &StoreBatch<'_>,
+    ) -> Result<Option<Transaction<'static, Sqlite>>, Failure> {
+        let mut tx = self.writer.begin_with("begin immediate").await.map_err(failure)?;
+        for (from, to) in batch.from.iter().zip(&batch.to) {
+            if !swap(&mut tx, batch.group, from, to).await? {
+                tx.rollback().await.map_err(failure)?;
+                return Ok(None);
+            }
+        }
+        Ok(Some(tx))
+    }
+
     /// Stores a batch whose rows are all new. `None`: one is not, or is poison, and nothing is stored.
     ///
     /// Almost every batch is such a one, and this way it costs no savepoint, which copies each page it
@@ -78,11 +94,7 @@ impl SqliteStore {
     ) -> Result<Option<Written>, Failure> {
         let mut sorted = rows.to_vec();
         sorted.sort_unstable_by_key(|row| (row.event.id, row.client)); // neighbours share a page
-        let mut tx = self.writer.begin_with("begin immediate").await.map_err(failure)?;
-        if !swap_all(&mut tx, batch).await? {
-            tx.rollback().await.map_err(failure)?;
-            return Ok(Some(Written::Fenced));
-        }
+        let Some(mut tx) = self.begin(batch).await? else { return Ok(Some(Written::Fenced)) };
         for chunk in chunks(&sorted) {
             match insert(&mut tx, chunk).await {
                 Ok(count) if count == chunk.len() as u64 => {}
@@ -104,11 +116,7 @@ impl SqliteStore {
         out_of_range: &[DeadLetter],
         sink: &dyn DeadLetterSink,
     ) -> Result<Written, Failure> {
-        let mut tx = self.writer.begin_with("begin immediate").await.map_err(failure)?;
-        if !swap_all(&mut tx, batch).await? {
-            tx.rollback().await.map_err(failure)?;
-            return Ok(Written::Fenced);
-        }
+        let Some(mut tx) = self.begin(batch).await? else { return Ok(Written::Fenced) };
         let Settled { new, duplicates, dead: found } =
             settle(&mut Table { connection: &mut tx }, rows).await?;
         let dead = [&batch.dead, out_of_range, &found].concat();
@@ -123,19 +131,6 @@ impl SqliteStore {
         tx.commit().await.map_err(failure)?;
         Ok(Written::Stored { new, duplicates, dead })
     }
-}
-
-/// Moves every place on, from where the batch begins; false when one is not there.
-async fn swap_all(
-    connection: &mut SqliteConnection,
-    batch: &StoreBatch<'_>,
-) -> Result<bool, StoreError> {
-    for (from, to) in batch.from.iter().zip(&batch.to) {
-        if !swap(connection, batch.group, from, to).await? {
-            return Ok(false);
-        }
-    }
-    Ok(true)
 }
 
 async fn swap(
