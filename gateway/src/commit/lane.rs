@@ -1,7 +1,7 @@
 //! One lane: appends records that fail together, a group or two at a time.
 
 use std::sync::Arc;
-use std::time::Instant as StdInstant;
+use std::time::{Duration, Instant as StdInstant};
 
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
@@ -11,12 +11,17 @@ use pulsestream_shared::log::{AppendError, AppendResult, EventLog, NewRecord, To
 use pulsestream_shared::problem::Code;
 use pulsestream_shared::traces::Step;
 use tokio::sync::mpsc;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
 use super::breaker::Breakers;
 use super::settle::Change;
-use super::{Answer, MAX_GROUP, Owned};
+use super::{Answer, MAX_GROUP, Owned, fill};
 use crate::metrics::GatewayMetrics;
+
+/// How long a group waits for company when the one before it had some. A record alone never waits. Measured
+/// on two cores with 64 and 256 connections: the broker's time per record falls by a sixth to a quarter,
+/// and with more requests served the latency falls too; two milliseconds gain no more.
+const LINGER: Duration = Duration::from_millis(1);
 
 pub(super) struct Lane {
     pub(super) log: Arc<dyn EventLog>,
@@ -24,7 +29,8 @@ pub(super) struct Lane {
     pub(super) breakers: Arc<Breakers>,
     pub(super) index: usize,
     /// Groups in flight at most. One, when the log's time for a group hardly depends on its size: the next
-    /// is the larger. Two, when the log writes by itself what gathered meanwhile: it is never without work.
+    /// is the larger, more so when it lingers. Two, when the log writes by itself what gathered meanwhile: it
+    /// is never without work.
     pub(super) groups: usize,
     pub(super) settle: mpsc::Sender<Change>,
     pub(super) metrics: Arc<GatewayMetrics>,
@@ -35,6 +41,7 @@ impl Lane {
     pub(super) async fn run(self, mut queue: mpsc::Receiver<Owned>) {
         let mut group = Vec::with_capacity(MAX_GROUP);
         let mut in_flight = FuturesUnordered::new();
+        let mut had_company = false;
         loop {
             // Both lose nothing when the other is taken.
             tokio::select! {
@@ -44,6 +51,11 @@ impl Lane {
                     if taken == 0 {
                         break;
                     }
+                    if self.groups == 1 && had_company {
+                        sleep(LINGER).await;
+                        fill(&mut group, &mut queue);
+                    }
+                    had_company = group.len() > 1;
                     in_flight.push(self.append_group(std::mem::take(&mut group)));
                 }
             }

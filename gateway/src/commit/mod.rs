@@ -115,6 +115,15 @@ struct Owned {
     lease: Lease,
 }
 
+/// Adds what has come since to a group that may still grow.
+fn fill<T>(group: &mut Vec<T>, queue: &mut mpsc::Receiver<T>) {
+    while group.len() < MAX_GROUP
+        && let Ok(more) = queue.try_recv()
+    {
+        group.push(more);
+    }
+}
+
 /// The door to the stages.
 #[derive(Clone)]
 pub(crate) struct Committer {

@@ -11,9 +11,10 @@ use pulsestream_shared::cache::{Cache, LockChange};
 use pulsestream_shared::clock;
 use pulsestream_shared::traces::Trace;
 use tokio::sync::mpsc;
+use tokio::task::yield_now;
 
-use super::MAX_GROUP;
 use super::locks::Lease;
+use super::{MAX_GROUP, fill};
 use crate::idempotency::{after_refusal, done};
 use crate::metrics::GatewayMetrics;
 
@@ -75,6 +76,9 @@ impl Settle {
     pub(super) async fn run(self, mut queue: mpsc::Receiver<Change>) {
         let mut group = Vec::with_capacity(MAX_GROUP);
         while queue.recv_many(&mut group, MAX_GROUP).await > 0 {
+            // The lane that sent the first is not done sending, or another one is ready to.
+            yield_now().await;
+            fill(&mut group, &mut queue);
             let step = |change: &Change| change.trace.as_ref().map(|trace| trace.step("settle"));
             let steps: Vec<_> = group.iter().filter_map(step).collect();
             let (local, shared): (Vec<_>, Vec<_>) =

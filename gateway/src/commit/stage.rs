@@ -4,11 +4,12 @@ use std::sync::Arc;
 
 use pulsestream_shared::problem::Code;
 use tokio::sync::mpsc;
+use tokio::task::yield_now;
 use tokio_util::sync::CancellationToken;
 
 use super::locks::{Age, Claim, Lease, Locks};
 use super::settle::Change;
-use super::{Answer, Attempt, MAX_GROUP, Owned, Waiting};
+use super::{Answer, Attempt, MAX_GROUP, Owned, Waiting, fill};
 use crate::metrics::GatewayMetrics;
 
 pub(super) struct LockStage {
@@ -38,6 +39,9 @@ impl LockStage {
             if taken == 0 {
                 return;
             }
+            // The first of a wave woke this task before the others had their turn to come here.
+            yield_now().await;
+            fill(&mut group, &mut queue);
             self.lock_group(&mut group).await;
         }
     }
