@@ -47,7 +47,14 @@ pub(crate) struct Reader {
     batch: Batch,
     /// When the batch at hand must be written, full or not.
     due: Option<Instant>,
+    /// How long the last batch took to write.
+    last_write: Duration,
 }
+
+/// A batch is gathered for at least so many times what the last one took to write.
+const GATHER_SHARE: u32 = 3;
+/// And for no longer than this on that account.
+const MOST_GATHERED: Duration = Duration::from_millis(250);
 
 /// The reader cannot go on; already logged.
 struct Stopped;
@@ -79,6 +86,7 @@ impl Reader {
             anchors: HashMap::new(),
             batch: Batch::default(),
             due: None,
+            last_write: Duration::ZERO,
         })
     }
 
@@ -151,8 +159,15 @@ impl Reader {
         self.metrics.read.inc_by(records.len() as u64);
         *standing = self.batch.add(*standing, records);
         if self.due.is_none() && !self.batch.is_empty() {
-            self.due = Some(Instant::now() + self.config.batch_age);
+            self.due = Some(Instant::now() + self.patience());
         }
+    }
+
+    /// A store that takes long is given more at once: in an index that is met at random nearly every row
+    /// dirties a page of its own, whichever batch it comes in, and the larger the batch the more rows share.
+    fn patience(&self) -> Duration {
+        let age = self.config.batch_age;
+        (self.last_write * GATHER_SHARE).clamp(age, MOST_GATHERED.max(age))
     }
 
     fn is_full(&self) -> bool {
@@ -175,7 +190,8 @@ impl Reader {
             match self.write_once().await {
                 Ok(written) => {
                     self.readiness.note(Dependency::Store, Ok(()));
-                    self.metrics.write_seconds.observe(started.elapsed().as_secs_f64());
+                    self.last_write = started.elapsed();
+                    self.metrics.write_seconds.observe(self.last_write.as_secs_f64());
                     self.after_write(written).await?;
                 }
                 Err(error) if error.is_retryable() => {

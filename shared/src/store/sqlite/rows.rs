@@ -36,11 +36,23 @@ fn tuples(rows: usize, columns: usize) -> String {
 
 type Query<'q> = sqlx::query::Query<'q, Sqlite, SqliteArguments>;
 
+/// What SQLite answers when a CHECK fails.
+const CHECK_FAILED: &str = "275";
+
+/// The CHECKs of `events` that types do not hold already: the connection that writes ignores them.
+fn passes_checks(row: &StoreRow) -> bool {
+    let metadata = row.event.metadata.as_ref().map_or("", Metadata::as_json);
+    !row.event.event_type.contains('\0') && !metadata.contains('\0')
+}
+
 /// Inserts what has no row with its key yet; returns how many were inserted.
 pub(super) async fn insert(
     connection: &mut SqliteConnection,
     rows: &[&StoreRow],
 ) -> Result<u64, Failure> {
+    if !rows.iter().all(|row| passes_checks(row)) {
+        return Err(Failure::Data(CHECK_FAILED.to_owned()));
+    }
     let sql = format!(
         "insert or fail into events
            (id, client_id, device_id, event_type, value, ts, metadata, received_at, pos)

@@ -63,7 +63,7 @@ async fn open(path: &Path) -> SqliteStore {
     SqliteStore::open(config(path)).await.unwrap()
 }
 
-/// What the file refuses: NUL in text by a CHECK, NaN because it is null to SQLite.
+/// What is refused: NUL in text, as its CHECK says, NaN because it is null to SQLite.
 fn poison(row: &mut StoreRow, kind: usize) {
     if kind.is_multiple_of(2) {
         row.event.event_type.push('\0');
