@@ -54,7 +54,7 @@ mod tests {
     #[test]
     fn printable_text_is_told_as_it_is_and_anything_else_is_escaped() {
         let told = |bytes: &[u8]| readable(bytes);
-        assert_eq!(told("{\"a\":\"é\\u0000\"}\n".as_bytes()).1, false);
+        assert!(!told("{\"a\":\"é\\u0000\"}\n".as_bytes()).1);
         assert_eq!(told(b"a\\\x1b[2J\xff\x00"), ("a\\\\\\u{1b}[2J\\xff\\u{0}".to_owned(), true));
         assert_eq!(told("a\u{202e}b".as_bytes()), ("a\\u{202e}b".to_owned(), true));
         assert_eq!(told(b""), (String::new(), false));
