@@ -23,6 +23,7 @@ on_both!(
     a_letter_is_listed_and_shown_and_replayed_after_a_fix_and_stored_once,
     a_purge_removes_only_what_was_named,
     a_letter_that_died_too_often_is_left_out,
+    a_letter_on_its_way_waits_for_the_store_and_is_left_alone,
     a_replay_that_is_killed_goes_on_where_it_was,
     a_letter_of_a_conflict_names_what_is_stored,
     a_replayed_event_is_found_by_its_client_and_not_shown_live,
@@ -31,7 +32,8 @@ on_both!(
 /// A consumer on a home, the log, and the command line.
 struct Desk {
     site: Site,
-    consumer: Running,
+    /// Running, unless a test stopped it.
+    consumer: Option<Running>,
     log: Log,
     client: ClientId,
     device: Uuid,
@@ -40,7 +42,7 @@ struct Desk {
 impl Desk {
     async fn new(engines: Engines) -> Self {
         let site = Site::new(engines).await;
-        let consumer = site.consumer().await;
+        let consumer = Some(site.consumer().await);
         let log = Log::attach(&site.home).await;
         let client = site.client_number().await;
         Self { site, consumer, log, client, device: Uuid::new_v4() }
@@ -95,7 +97,9 @@ impl Desk {
 
     async fn remove(self) {
         self.log.close().await;
-        self.consumer.stop().await;
+        if let Some(consumer) = self.consumer {
+            consumer.stop().await;
+        }
         self.site.remove().await;
     }
 }
@@ -167,7 +171,8 @@ async fn a_letter_is_listed_and_shown_and_replayed_after_a_fix_and_stored_once(e
     let others = desk.list(&[]).await;
     assert_eq!(others.len(), poisons.len() - 1, "letters of other reasons stay");
     assert!(others.iter().all(|letter| letter["deaths"] == 1));
-    is_conserved(&desk.consumer, poisons.len() + 3, poisons.len() + 1).await;
+    is_conserved(desk.consumer.as_ref().expect("a consumer"), poisons.len() + 3, poisons.len() + 1)
+        .await;
     desk.remove().await;
 }
 
@@ -293,6 +298,30 @@ async fn a_letter_that_died_too_often_is_left_out(engines: Engines) {
     desk.remove().await;
 }
 
+async fn a_letter_on_its_way_waits_for_the_store_and_is_left_alone(engines: Engines) {
+    let mut desk = Desk::new(engines).await;
+    let ids = desk.append_of_nobody(3).await;
+    desk.site.tables.restore_client(desk.nobody(), "restored").await.expect("restored");
+    desk.consumer.take().expect("a consumer").stop().await;
+
+    assert_eq!(desk.json(&["replay", "--limit", "2"]).await["replayed"], 2);
+    let states = counted(&desk.list(&[]).await, "state");
+    assert_eq!(states, [("replayed".to_owned(), 2), ("dead".to_owned(), 1)].into());
+    let ends = desk.log.ends().await;
+    let again = desk.json(&["replay", "--dry-run"]).await;
+    assert_eq!((&again["replayed"], &again["waiting"]), (&json!(1), &json!(2)));
+    assert_eq!(desk.log.ends().await, ends);
+    let purge = desk.json(&["purge", "--all", "--yes"]).await;
+    assert_eq!((&purge["purged"], &purge["waiting"]), (&json!(1), &json!(2)));
+
+    desk.consumer = Some(desk.site.consumer().await);
+    desk.site.settled(&desk.log).await;
+    let stored = desk.site.stored_ids().await;
+    assert!(stored.len() == 2 && stored.iter().all(|id| ids.contains(id)), "{stored:?}");
+    assert_eq!(desk.list(&[]).await, [Value::Null; 0]);
+    desk.remove().await;
+}
+
 async fn a_replay_that_is_killed_goes_on_where_it_was(engines: Engines) {
     const LETTERS: usize = 2_500;
     let desk = Desk::new(engines).await;
@@ -319,7 +348,7 @@ async fn a_replay_that_is_killed_goes_on_where_it_was(engines: Engines) {
     assert_eq!(desk.list(&[]).await, [Value::Null; 0]);
     let replays = usize::try_from(end().await).expect("a count") - LETTERS;
     assert!((LETTERS..2 * LETTERS).contains(&replays), "{replays} replays");
-    is_conserved(&desk.consumer, LETTERS + replays, LETTERS).await;
+    is_conserved(desk.consumer.as_ref().expect("a consumer"), LETTERS + replays, LETTERS).await;
     desk.remove().await;
 }
 

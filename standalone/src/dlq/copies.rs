@@ -88,3 +88,6 @@ fn is_copy(record: &Record, letter: &Letter) -> bool {
     letter.copy.is_some_and(|(_, offset)| offset == record.offset)
         && letter_of(record) == Some(letter.place)
 }
+
+#[cfg(test)]
+mod tests;
