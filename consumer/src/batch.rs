@@ -5,9 +5,12 @@
 use std::collections::HashMap;
 
 use pulsestream_shared::codec::{Accepted, Malformed, decode, trace_of};
+use pulsestream_shared::dead_letter::replayed;
 use pulsestream_shared::event::{ClientId, EventId};
 use pulsestream_shared::log::{Offset, Partition, Record};
-use pulsestream_shared::store::{DeadLetter, DeadReason, Progress, StoreBatch, StoreRow};
+use pulsestream_shared::store::{
+    DeadLetter, DeadReason, LetterPlace, Progress, StoreBatch, StoreRow,
+};
 use pulsestream_shared::traces::TraceParent;
 
 /// Records on their way into one transaction.
@@ -80,9 +83,10 @@ impl Batch {
         self.decoded.iter().flatten().map(|accepted| accepted.client)
     }
 
-    /// When the events were accepted, unix microseconds.
+    /// When the events were accepted, unix microseconds. Replays are left out: they waited for a person.
     pub(crate) fn received_at_us(&self) -> impl Iterator<Item = i64> {
-        self.decoded.iter().flatten().map(|accepted| accepted.received_at_us)
+        let fresh = self.decoded.iter().flatten().filter(|accepted| !accepted.replay);
+        fresh.map(|accepted| accepted.received_at_us)
     }
 
     /// The spans that sent the records, of those whose request was traced.
@@ -138,6 +142,7 @@ fn row(record: &Record, accepted: &Accepted) -> StoreRow {
         partition: record.partition,
         offset: record.offset,
         unsure: accepted.unsure,
+        replay: if accepted.replay { replay_of(record) } else { None },
     }
 }
 
@@ -150,6 +155,7 @@ fn unknown_client(record: &Record, accepted: &Accepted) -> DeadLetter {
         reason: DeadReason::UnknownClient,
         sqlstate: None,
         detail: format!("client {} does not exist", accepted.client),
+        replay: replay_of(record),
     }
 }
 
@@ -162,7 +168,12 @@ fn malformed(record: &Record, fault: &Malformed) -> DeadLetter {
         reason: DeadReason::Malformed,
         sqlstate: None,
         detail: fault.detail.clone(),
+        replay: replay_of(record),
     }
+}
+
+fn replay_of(record: &Record) -> Option<Box<LetterPlace>> {
+    replayed(record).map(Box::new)
 }
 
 #[cfg(test)]

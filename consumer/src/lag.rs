@@ -1,4 +1,5 @@
-//! How far the store is behind the log, and the store's days, looked at every few seconds.
+//! How far the store is behind the log, looked at every few seconds; now and then the dead letters it
+//! holds, and its days.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,7 +8,7 @@ use pulsestream_shared::clock;
 use pulsestream_shared::engine::Engine;
 use pulsestream_shared::log::{Bounds, ReadLimit, STORE_GROUP, Topic};
 use pulsestream_shared::service::Context;
-use pulsestream_shared::store::Progress;
+use pulsestream_shared::store::{DeadReason, LetterFilter, Progress};
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
@@ -16,6 +17,8 @@ use crate::metrics::ConsumerMetrics;
 const LAG_INTERVAL: Duration = Duration::from_secs(5);
 /// Looks at the lag between two looks at the days: an hour.
 const LOOKS_PER_UPKEEP: u32 = 720;
+/// Looks at the lag between two counts of dead letters, which read their whole table: a minute.
+const LOOKS_PER_COUNT: u32 = 12;
 
 pub(crate) struct Lag {
     engine: Engine,
@@ -35,6 +38,9 @@ impl Lag {
             if count % LOOKS_PER_UPKEEP == 0 {
                 self.maintain().await;
             }
+            if count % LOOKS_PER_COUNT == 0 {
+                self.count_letters().await;
+            }
             count += 1;
             if let Err(reason) = self.look().await {
                 tracing::debug!(%reason, "lag not known");
@@ -51,6 +57,18 @@ impl Lag {
                 tracing::info!(dropped_days = found.dropped_days, "store maintained");
             }
             Err(error) => tracing::warn!(%error, "store not maintained"),
+        }
+    }
+
+    async fn count_letters(&self) {
+        match self.engine.letters.count(&LetterFilter::default()).await {
+            Ok(counts) => DeadReason::ALL.iter().for_each(|reason| {
+                let mut counts = counts.iter();
+                let count = counts.find(|(word, _)| word == reason.as_str());
+                let count = count.map_or(0, |(_, count)| i64::try_from(*count).unwrap_or(i64::MAX));
+                self.metrics.letters.with_label_values(&[reason.as_str()]).set(count);
+            }),
+            Err(error) => tracing::debug!(%error, "dead letters not counted"),
         }
     }
 

@@ -16,6 +16,8 @@ pub(crate) struct ConsumerMetrics {
     pub(crate) records: IntCounterVec,
     /// Dead letters by reason.
     pub(crate) dead: IntCounterVec,
+    /// Dead letters in the table, by reason: what waits for a person or for the store.
+    pub(crate) letters: IntGaugeVec,
     /// Records of one committed batch.
     pub(crate) batch_records: Histogram,
     /// Seconds of one batch's transaction.
@@ -49,6 +51,11 @@ impl ConsumerMetrics {
                 &["result"],
             ),
             dead: metrics.counters("dead_letters_total", "Dead letters by reason.", &["reason"]),
+            letters: metrics.gauges(
+                "dead_letters_kept",
+                "Dead letters in the table, neither stored after a replay nor purged.",
+                &["reason"],
+            ),
             batch_records: metrics.histogram(
                 "consumer_batch_records",
                 "Records of one committed batch.",

@@ -214,6 +214,7 @@ impl Reader {
         let dead_letters = DeadLetters {
             log: self.engine.log.as_ref(),
             partitions: self.engine.partitions,
+            epochs: self.batch.starts().map(|place| (place.partition, place.epoch)).collect(),
             records: self.batch.by_place(),
         };
         self.engine.store.write(&batch, &dead_letters).await

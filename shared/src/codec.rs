@@ -25,6 +25,9 @@ use crate::traces::TraceParent;
 
 const TRACEPARENT: &str = "traceparent";
 
+/// The header of a replayed dead letter.
+pub(crate) const REPLAY: &str = "replay";
+
 /// An event the pipeline took responsibility for.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Accepted {
@@ -77,7 +80,7 @@ pub fn encode_traced(
     let Accepted { event, client, received_at_us, unsure, replay } = accepted;
     let mut headers = headers(*client, *received_at_us, *unsure, trace);
     if *replay {
-        headers = headers.with("replay", b"1");
+        headers = headers.with(REPLAY, b"1");
     }
     record(event, headers.build(), partitions)
 }
@@ -152,7 +155,7 @@ pub fn decode(record: &Record) -> Result<Accepted, Malformed> {
         client,
         received_at_us,
         unsure: flag(&record.headers, "unsure").then(|| why_unsure(&record.headers)),
-        replay: flag(&record.headers, "replay"),
+        replay: flag(&record.headers, REPLAY),
     })
 }
 

@@ -6,7 +6,10 @@
 //! | store | `store.database_url` `postgres://`: PostgreSQL | SQLite in the data folder, or at `sqlite://PATH` |
 //! | cache, bus | `cache.redis_url`: Redis | within the process |
 
+mod attached;
 mod upkeep;
+
+pub use attached::AttachedLog;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -30,7 +33,7 @@ use crate::metrics::Metrics;
 use crate::retry::Backoff;
 use crate::store::postgres::{self, PostgresConfig, PostgresStore};
 use crate::store::sqlite::{self, SqliteConfig, SqliteStore};
-use crate::store::{EventQuery, EventStore, KeyStore, StoreError};
+use crate::store::{DeadLetterStore, EventQuery, EventStore, KeyStore, StoreError};
 
 /// What stands behind the ports of one process.
 #[derive(Clone)]
@@ -47,6 +50,8 @@ pub struct Engine {
     pub query: Arc<dyn EventQuery>,
     /// Clients and keys.
     pub keys: Arc<dyn KeyStore>,
+    /// Dead letters.
+    pub letters: Arc<dyn DeadLetterStore>,
     /// Idempotency locks and looked-up keys.
     pub cache: Arc<dyn Cache>,
     /// Live batches and notices.
@@ -68,7 +73,7 @@ enum LogKind {
 #[error("{0}")]
 pub struct OpenError(pub String);
 
-/// The three ports to one database.
+/// The ports to one database.
 #[derive(Clone)]
 pub struct Stores {
     /// Events and offsets.
@@ -77,6 +82,18 @@ pub struct Stores {
     pub query: Arc<dyn EventQuery>,
     /// Clients and keys.
     pub keys: Arc<dyn KeyStore>,
+    /// Dead letters.
+    pub letters: Arc<dyn DeadLetterStore>,
+}
+
+impl Stores {
+    fn of<S>(store: Arc<S>) -> Self
+    where
+        S: EventStore + EventQuery + KeyStore + DeadLetterStore + 'static,
+    {
+        let (events, query, keys) = (store.clone(), store.clone(), store.clone());
+        Self { events, query, keys, letters: store }
+    }
 }
 
 /// Why one attempt to open an engine ended.
@@ -160,6 +177,7 @@ impl Engine {
             store: stores.events,
             query: stores.query,
             keys: stores.keys,
+            letters: stores.letters,
             cache,
             bus,
             kind,
@@ -326,7 +344,7 @@ async fn open_stores(config: &Config) -> Result<Stores, Attempt> {
                 })
                 .await?,
             );
-            Ok(Stores { events: store.clone(), query: store.clone(), keys: store })
+            Ok(Stores::of(store))
         }
         StoreUrl::Sqlite(path) => {
             create_folder_of(&path).map_err(Attempt::Never)?;
@@ -338,7 +356,7 @@ async fn open_stores(config: &Config) -> Result<Stores, Attempt> {
                 ..SqliteConfig::new(path)
             };
             let store = Arc::new(SqliteStore::open(config).await?);
-            Ok(Stores { events: store.clone(), query: store.clone(), keys: store })
+            Ok(Stores::of(store))
         }
     }
 }

@@ -11,6 +11,7 @@ pub mod cache;
 pub mod clock;
 pub mod codec;
 pub mod config;
+pub mod dead_letter;
 pub mod engine;
 pub mod event;
 pub mod log;

@@ -7,6 +7,7 @@ use clap_complete::Shell;
 use pulsestream_shared::config::Flag;
 
 use crate::config_commands::ConfigCommand;
+use crate::dlq::DlqCommand;
 use crate::keys::KeysCommand;
 
 /// An event pipeline for IoT devices: POST in, durable log, stored once, live on every dashboard.
@@ -21,6 +22,7 @@ Examples:
   pulsestream                              everything in one process, data in ./data
   pulsestream --port 8080 --data-dir /var/lib/pulsestream
   pulsestream keys create --client acme    a key for a new client, also while it runs
+  pulsestream dlq list                     what could not be stored, and why
   KAFKA_BROKERS=k:9092 DATABASE_URL=postgres://db/ps REDIS_URL=redis://r pulsestream migrate
   KAFKA_BROKERS=k:9092 DATABASE_URL=postgres://db/ps REDIS_URL=redis://r pulsestream gateway
   pulsestream config show                  what is in force, and where it came from"
@@ -96,6 +98,9 @@ pub(crate) enum Command {
     /// Create, list and revoke API keys; works while the pipeline runs.
     #[command(subcommand)]
     Keys(KeysCommand),
+    /// List, show, replay and purge dead letters; works while the pipeline runs.
+    #[command(subcommand)]
+    Dlq(DlqCommand),
     /// Check or show the configuration.
     #[command(subcommand)]
     Config(ConfigCommand),

@@ -1,9 +1,9 @@
 //! `pulsestream config` and `pulsestream openapi`: what a configuration means.
 
-use std::io::Write as _;
-
 use clap::Subcommand;
 use pulsestream_shared::config::{Config, Loaded};
+
+use crate::output::print;
 
 /// Check or show the configuration.
 #[derive(Debug, Subcommand)]
@@ -27,10 +27,4 @@ pub(crate) fn run(command: &ConfigCommand, loaded: &Loaded) -> Result<(), String
 pub(crate) fn openapi(config: &Config) -> Result<(), String> {
     let document = serde_json::to_string_pretty(&pulsestream_gateway::openapi(config));
     print(&(document.map_err(|error| error.to_string())? + "\n"))
-}
-
-fn print(text: &str) -> Result<(), String> {
-    std::io::stdout()
-        .write_all(text.as_bytes())
-        .map_err(|error| format!("standard output: {error}"))
 }

@@ -16,7 +16,9 @@ mod make;
 mod show;
 
 use make::{Wanted, make, parse_expiry, parse_scope, random_key};
-use show::{describe, print, print_created, print_list, print_rotated, time_text};
+use show::{describe, print_created, print_list, print_rotated};
+
+use crate::output::{print, time_text};
 
 /// Create, list, rotate and revoke API keys.
 #[derive(Debug, Subcommand)]

@@ -15,8 +15,10 @@ use pulsestream_shared::telemetry;
 mod banner;
 mod cli;
 mod config_commands;
+mod dlq;
 mod healthcheck;
 mod keys;
+mod output;
 mod roles;
 
 use cli::{Cli, Command};
@@ -72,6 +74,7 @@ fn run(command: Command, loaded: Loaded) -> Result<(), Failure> {
         Command::Broadcaster => block_on(roles::broadcaster(loaded.config))?,
         Command::Migrate => block_on(roles::migrate(loaded.config))?,
         Command::Keys(command) => block_on(keys::run(command, loaded.config))?,
+        Command::Dlq(command) => block_on(dlq::run(command, loaded.config))?,
         Command::Config(command) => config_commands::run(&command, &loaded)?,
         Command::Openapi => config_commands::openapi(&loaded.config)?,
         Command::Healthcheck { url } => block_on(healthcheck::run(url, loaded.config))?,

@@ -8,6 +8,7 @@ mod bad_start;
 mod brokers;
 mod cut_log;
 mod cut_while_live;
+mod dead_letters;
 mod dead_producer;
 mod fallen_out;
 mod first_place;

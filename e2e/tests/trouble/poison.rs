@@ -20,7 +20,7 @@ on_both!(
 );
 
 /// A record, and the reason for which it cannot be stored.
-type Poison = (NewRecord, &'static str);
+pub(crate) type Poison = (NewRecord, &'static str);
 
 async fn every_poison_is_one_dead_letter_and_every_good_event_is_stored(engines: Engines) {
     let site = Site::new(engines).await;
@@ -95,7 +95,7 @@ async fn another_body_under_a_stored_id_is_a_conflict_and_the_first_stays(engine
     site.remove().await;
 }
 
-fn accepted(device: Uuid, client: ClientId) -> Accepted {
+pub(crate) fn accepted(device: Uuid, client: ClientId) -> Accepted {
     let event = Event {
         id: EventId(Uuid::new_v4()),
         device_id: DeviceId(device),
@@ -108,7 +108,7 @@ fn accepted(device: Uuid, client: ClientId) -> Accepted {
 }
 
 /// One of each kind, all of one device, each with an id of its own.
-fn poisons(device: Uuid, client: ClientId, partitions: u32) -> Vec<Poison> {
+pub(crate) fn poisons(device: Uuid, client: ClientId, partitions: u32) -> Vec<Poison> {
     let good = || encode(&accepted(device, client), partitions);
     let replaced = |from: &str, to: &str| {
         let record = good();
@@ -183,7 +183,7 @@ fn tells_its_story(copy: &Record, reason: &str) {
 }
 
 /// What was read was stored, or known, or buried. Counted a moment after it is committed.
-async fn is_conserved(consumer: &Running, read: usize, dead: usize) {
+pub(crate) async fn is_conserved(consumer: &Running, read: usize, dead: usize) {
     let count = |name, label| counter(&consumer.registry, name, label) as usize;
     let result = |result| count("consumer_records_total", Some(("result", result)));
     wait_for("read = stored + duplicate + dead", PATIENCE, async || {

@@ -90,6 +90,12 @@ impl Site {
 
     /// Waits until the store stands at the end of the log, and every event is stored once.
     pub(crate) async fn stored_exactly(&self, expected: &[EventId], log: &Log) {
+        self.settled(log).await;
+        assert_eq!(self.stored_ids().await, sorted(expected));
+    }
+
+    /// Waits until the store stands at the end of the log.
+    pub(crate) async fn settled(&self, log: &Log) {
         let next = log.ends().await;
         wait_for("the store at the end of the log", PATIENCE, async || {
             let epoch = log.identity().await.epoch;
@@ -102,7 +108,6 @@ impl Site {
             next.iter().enumerate().all(stands)
         })
         .await;
-        assert_eq!(self.stored_ids().await, sorted(expected));
     }
 
     /// The ids of all stored events; one that is stored twice is here twice.

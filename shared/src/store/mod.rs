@@ -12,17 +12,20 @@ use async_trait::async_trait;
 use uuid::Uuid;
 
 pub mod keys;
+mod letters;
 pub mod postgres;
 pub mod query;
+mod replays;
 mod schema;
 mod settle;
 pub mod sqlite;
 
 pub use keys::{CHANGES_AT_ONCE, KeyChange, KeyError, KeyHash, KeyRecord, KeyStore, NewKey, Scope};
+pub use letters::{DeadLetterStore, Letter, LetterFilter, LetterPlace, LetterState, NotAPlace};
 pub use query::{EventQuery, StoredEvent};
 
 use crate::codec::Unsure;
-use crate::event::{ClientId, Event, EventId};
+use crate::event::{ClientId, DeviceId, Event, EventId};
 use crate::log::{LogError, Offset, Partition};
 
 /// An event on its way into the store.
@@ -41,6 +44,9 @@ pub struct StoreRow {
     /// Set when the same id may be stored under another timestamp, so that all days of the table are
     /// probed.
     pub unsure: Option<Unsure>,
+    /// The letter this is the replay of. Replayed long after it was accepted, it may meet its id under
+    /// another timestamp as well. In a box, because it is rare.
+    pub replay: Option<Box<LetterPlace>>,
 }
 
 /// A record that will not be stored, and why.
@@ -60,6 +66,21 @@ pub struct DeadLetter {
     pub sqlstate: Option<String>,
     /// A sentence without row values.
     pub detail: String,
+    /// The letter this is the replay of, when it died before. Its row is changed; there is no other.
+    pub replay: Option<Box<LetterPlace>>,
+}
+
+/// What is known of a letter once it was copied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DeadCopy {
+    /// Where the copy lies on [`Topic::Dlq`](crate::log::Topic::Dlq).
+    pub partition: Partition,
+    /// Its place there.
+    pub offset: Offset,
+    /// The record's key, when it is a device.
+    pub device: Option<DeviceId>,
+    /// How often the record died, this time included.
+    pub attempt: u32,
 }
 
 /// Why a record is a dead letter. A closed set: it is a metric label and an operator's filter.
@@ -131,7 +152,8 @@ pub enum Written {
     Stored {
         /// Rows that are new in the table.
         new: u64,
-        /// Rows that were there already, equal.
+        /// Records that change nothing: rows that were there already, equal, and replays that died although
+        /// their letter is gone.
         duplicates: u64,
         /// All dead letters of the batch: those it came with and those the store found.
         dead: Vec<DeadLetter>,
@@ -145,11 +167,11 @@ pub enum Written {
 #[async_trait]
 pub trait DeadLetterSink: Send + Sync {
     /// Makes a durable copy of each record. May be called again for the same ones after a rollback: the
-    /// `dead_letters` table decides which copies count.
+    /// `dead_letters` table decides which copies count. Answers for each letter, in order.
     ///
     /// # Errors
     /// [`LogError`]: the batch is rolled back and tried again.
-    async fn accept(&self, letters: &[DeadLetter]) -> Result<(), LogError>;
+    async fn accept(&self, letters: &[DeadLetter]) -> Result<Vec<DeadCopy>, LogError>;
 }
 
 /// What the caller of the store does next.
@@ -188,7 +210,9 @@ pub struct Maintenance {
 /// whole; the offsets tell which.
 #[async_trait]
 pub trait EventStore: Send + Sync {
-    /// Stores a batch: swaps the offsets, copies dead letters to the sink, inserts rows, commits.
+    /// Stores a batch: swaps the offsets, copies dead letters to the sink, inserts rows, commits. A replay
+    /// that is stored takes its letter out of the table, one that died changes it; where the letter is
+    /// gone already, its death is not written.
     ///
     /// Rows the database itself refuses are found and become dead letters; the rest of the batch is
     /// stored. Repeats within the batch are allowed.

@@ -113,6 +113,7 @@ fn letter(
         reason,
         sqlstate,
         detail,
+        replay: row.replay.clone(),
     }
 }
 

@@ -20,11 +20,13 @@ use tokio::sync::watch;
 
 mod bus;
 mod cache;
+mod letters;
 mod log;
 mod store;
 
 pub use bus::FaultBus;
 pub use cache::FaultCache;
+pub use letters::FaultLetters;
 pub use log::{FaultIdentity, FaultLog};
 pub use store::{FaultKeyStore, FaultQuery, FaultStore};
 
@@ -58,6 +60,11 @@ pub enum Method {
     KeyChanges,
     KnownClients,
     Pepper,
+    NewestLetters,
+    WalkLetters,
+    CountLetters,
+    MarkReplayed,
+    Purge,
     Lock,
     Settle,
     Key,

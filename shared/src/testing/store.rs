@@ -1,7 +1,7 @@
 //! What every engine of the store must do, written once: `store_conformance!` makes a test of each rule.
 //!
 //! An engine gives a harness: a function that makes a [`Fixture`] on tables of its own, runs a rule on it
-//! and cleans up. The rules are in [`writing`], [`places`], [`keys`], [`failing`] and [`query`] (those
+//! and cleans up. The rules are in [`writing`], [`places`], [`keys`], [`letters`], [`failing`] and [`query`] (those
 //! have `query_conformance!`, to run behind a fault wrapper too); [`Inspect`] lets them, and the
 //! end-to-end tests, compare the tables with what was sent. A second harness gives the others
 //! [`Fixture::failing`]: the same tables through the fault wrapper.
@@ -9,6 +9,7 @@
 
 pub mod failing;
 pub mod keys;
+pub mod letters;
 pub mod places;
 pub mod query;
 pub mod writing;
@@ -24,8 +25,8 @@ use crate::event::{ClientId, DeviceId, Event, EventId};
 use crate::log::{LogError, Offset, Partition};
 use crate::metadata::Metadata;
 use crate::store::{
-    DeadLetter, DeadLetterSink, EventQuery, EventStore, KeyStore, Progress, StoreBatch, StoreError,
-    StoreRow, StoredEvent, Written,
+    DeadCopy, DeadLetter, DeadLetterSink, DeadLetterStore, EventQuery, EventStore, KeyStore,
+    Progress, StoreBatch, StoreError, StoreRow, StoredEvent, Written,
 };
 
 /// Makes one `#[tokio::test]` a rule, run by the harness that is named.
@@ -84,6 +85,21 @@ macro_rules! store_conformance {
             known_clients_are_those_that_exist
             the_pepper_is_the_same_for_every_process
         }
+        $crate::store_conformance! { @each $harness, letters:
+            a_letter_is_told_as_it_was_buried
+            letters_are_listed_newest_first_and_walked_by_place
+            every_filter_leaves_what_meets_it
+            a_letter_goes_with_the_batch_that_stores_its_replay
+            a_replay_that_dies_changes_its_letter
+            of_two_replays_of_one_letter_the_second_leaves_one_letter_or_none
+            of_two_replays_in_one_batch_the_second_leaves_one_letter_or_none
+            a_replay_that_meets_another_event_stays_a_letter
+            a_replay_whose_letter_was_purged_is_not_buried_again
+            a_fenced_replay_leaves_its_letter
+            a_marked_letter_waits_until_the_store_has_passed_its_replay
+            purge_takes_what_is_as_it_was_seen
+            a_replay_meets_its_id_under_another_timestamp
+        }
         $crate::store_conformance! { @each $harness, failing:
             a_batch_whose_answer_was_lost_is_fenced_and_stored_once
             a_key_whose_answer_was_lost_exists
@@ -139,12 +155,18 @@ pub trait Inspect: Send + Sync {
     /// # Errors
     /// [`StoreError`].
     async fn client_names(&self) -> Result<Vec<String>, StoreError>;
+
+    /// Gives a number a client, as restoring a backup would.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    async fn restore_client(&self, number: ClientId, name: &str) -> Result<(), StoreError>;
 }
 
 /// All that a store is to its tests.
-pub trait TestedStore: EventStore + KeyStore + Inspect {}
+pub trait TestedStore: EventStore + KeyStore + DeadLetterStore + Inspect {}
 
-impl<S: EventStore + KeyStore + Inspect> TestedStore for S {}
+impl<S: EventStore + KeyStore + DeadLetterStore + Inspect> TestedStore for S {}
 
 /// A store with a retention of [`RETENTION_DAYS`], on empty tables of its own.
 #[derive(Clone)]
@@ -190,6 +212,7 @@ pub fn row(partition: Partition, offset: Offset, id: u128) -> StoreRow {
         partition,
         offset,
         unsure: None,
+        replay: None,
     }
 }
 
@@ -252,7 +275,7 @@ impl Copies {
 
 #[async_trait]
 impl DeadLetterSink for Copies {
-    async fn accept(&self, letters: &[DeadLetter]) -> Result<(), LogError> {
+    async fn accept(&self, letters: &[DeadLetter]) -> Result<Vec<DeadCopy>, LogError> {
         let fails = self
             .failures
             .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1))
@@ -261,7 +284,17 @@ impl DeadLetterSink for Copies {
             return Err(LogError::Unavailable("told to fail".to_owned()));
         }
         self.letters.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(letters);
-        Ok(())
+        Ok(letters.iter().map(copy_of).collect())
+    }
+}
+
+/// What such a sink says of a letter: its place, a thousand further on, as often as it was replayed.
+pub fn copy_of(letter: &DeadLetter) -> DeadCopy {
+    DeadCopy {
+        partition: letter.partition,
+        offset: letter.offset + 1_000,
+        device: Some(DeviceId(Uuid::from_u128(0xd))),
+        attempt: if letter.replay.is_some() { 2 } else { 1 },
     }
 }
 

@@ -1,12 +1,10 @@
 //! Keys as people and programs read them. The key itself is shown once, when it is made.
 
-use std::io::Write as _;
-
 use pulsestream_shared::clock;
 use pulsestream_shared::store::KeyRecord;
 use serde_json::json;
-use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
+
+use crate::output::{print, time_text};
 
 pub(super) fn print_created(key: &str, record: &KeyRecord, as_json: bool) -> Result<(), String> {
     if as_json {
@@ -80,14 +78,4 @@ pub(super) fn describe(key: &KeyRecord) -> serde_json::Value {
         "expiresAt": key.expires_at_ms.and_then(time_text),
         "revokedAt": key.revoked_at_ms.and_then(time_text),
     })
-}
-
-pub(super) fn time_text(ms: i64) -> Option<String> {
-    OffsetDateTime::from_unix_timestamp(ms / 1_000).ok()?.format(&Rfc3339).ok()
-}
-
-pub(super) fn print(text: &str) -> Result<(), String> {
-    std::io::stdout()
-        .write_all(text.as_bytes())
-        .map_err(|error| format!("standard output: {error}"))
 }

@@ -41,6 +41,12 @@ impl Inspect for PostgresStore {
         let query = sqlx::query_scalar("select name from clients order by name");
         query.fetch_all(&self.pool).await.map_err(store_error)
     }
+
+    async fn restore_client(&self, number: ClientId, name: &str) -> Result<(), StoreError> {
+        let insert = "insert into clients (id, name, created_at) values ($1, $2, now())";
+        let query = sqlx::query(insert).bind(number.0).bind(name);
+        query.execute(&self.pool).await.map(drop).map_err(store_error)
+    }
 }
 
 fn buried(row: PgRow) -> Result<BuriedRecord, sqlx::Error> {

@@ -14,6 +14,7 @@ mod error;
 #[cfg(any(test, feature = "testing"))]
 pub mod inspect;
 mod keys;
+mod letters;
 mod progress;
 mod query;
 #[cfg(test)]

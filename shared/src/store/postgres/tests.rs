@@ -12,7 +12,9 @@ use crate::metadata::Metadata;
 use crate::store::query::QueryError;
 use crate::store::{EventQuery as _, StoreRow};
 use crate::testing::services::database_url;
-use crate::testing::store::{Copies, Fixture, NOW_MS, RETENTION_DAYS, batch, place, rows, stored};
+use crate::testing::store::{
+    Copies, Fixture, NOW_MS, RETENTION_DAYS, batch, copy_of, place, rows, stored,
+};
 
 crate::store_conformance!(conforms);
 crate::query_conformance!(conforms);
@@ -224,11 +226,14 @@ struct Killer<'a>(&'a ScratchDatabase);
 
 #[async_trait]
 impl DeadLetterSink for Killer<'_> {
-    async fn accept(&self, _: &[crate::store::DeadLetter]) -> Result<(), crate::log::LogError> {
+    async fn accept(
+        &self,
+        letters: &[crate::store::DeadLetter],
+    ) -> Result<Vec<crate::store::DeadCopy>, crate::log::LogError> {
         let sql = "select pg_terminate_backend(pid) from pg_stat_activity
                     where datname = current_database() and pid <> pg_backend_pid()";
         self.0.execute(sql).await.unwrap();
-        Ok(())
+        Ok(letters.iter().map(copy_of).collect())
     }
 }
 

@@ -10,6 +10,8 @@
 //! - A time at which Redis **forgot** its keys is written to `key_losses`. Rows accepted before that time and
 //!   written after are **late**: they are looked up in all days, and their batch is written alone, because
 //!   batches with rows accepted since (which are marked with that time and looked up too) go side by side.
+//! - A **replayed** dead letter comes when nobody keeps its key any more, and another event may have been
+//!   accepted under its id. It is looked up in all days, and its batch is written alone.
 //!
 //! Alone and side by side is an advisory lock, exclusive or shared. Which of them a batch needs depends on
 //! the newest loss, so a process that finds a loss it did not know of begins the transaction anew.
@@ -75,6 +77,7 @@ impl Doubts {
     /// True when a row with the id of this one may lie in any day.
     pub(super) fn concern(&self, row: &StoreRow) -> bool {
         row.unsure.is_some()
+            || row.replay.is_some()
             || is_late(row, self.loss_ms)
             || self.taken.contains(&(row.event.id, row.client))
     }
@@ -115,6 +118,7 @@ impl NewestLoss {
 
 fn must_be_alone(rows: &[&StoreRow], loss_ms: i64) -> bool {
     rows.iter().any(|row| match row.unsure {
+        _ if row.replay.is_some() => true,
         Some(Unsure::Local) => true,
         Some(Unsure::Forgotten { at_ms }) if at_ms == loss_ms => false,
         Some(Unsure::Forgotten { at_ms }) => at_ms > loss_ms || is_late(row, loss_ms),

@@ -5,7 +5,8 @@
 //! 2. Wait for a batch that must be written alone, and learn which rows are to be looked up in all days
 //!    ([`unsure`]).
 //! 3. Insert the rows ([`settle`] finds repeats and poison; one statement when there is none).
-//! 4. Give the dead letters to the sink, then write them to their table.
+//! 4. Remove the letters whose replays are stored. Give the dead letters to the sink, then write them to
+//!    their table ([`letters`]).
 //! 5. Commit.
 //!
 //! Before it, days that have no partition get one, in transactions of their own.
@@ -20,8 +21,9 @@ use uuid::Uuid;
 use super::encode::{COMPARE, COMPARE_IN_DAY, Columns, INSERT};
 use super::error::{failure, store_error};
 use super::unsure::{self, Doubts, NewestLoss};
-use super::{PostgresStore, Session, days};
+use super::{PostgresStore, Session, days, letters};
 use crate::log::Topic;
+use crate::store::replays::copies;
 use crate::store::settle::{
     Failure, Settled, Shelf, Verdict, check_places, part_by_range, settle, transient,
 };
@@ -34,15 +36,6 @@ update consumer_offsets stored
     as given (part, from_epoch, from_next, to_epoch, to_next, to_last_id)
  where stored.grp = $1 and stored.topic = $2 and stored.part = given.part
    and stored.epoch = given.from_epoch and stored.next = given.from_next";
-
-const BURY: &str = "
-insert into dead_letters
-       (topic, part, epoch, off, client_id, id, reason, sqlstate, detail, created_at)
-select $1, part, epoch, off, client_id, id, reason, sqlstate, detail, now()
-  from unnest($2::int[], $3::uuid[], $4::bigint[], $5::int[], $6::uuid[], $7::text[], $8::text[],
-              $9::text[])
-    as given (part, epoch, off, client_id, id, reason, sqlstate, detail)
-on conflict do nothing";
 
 impl PostgresStore {
     pub(super) async fn write_batch(
@@ -107,14 +100,15 @@ async fn transaction(
     let Settled { new, duplicates, dead: found } = settle(&mut table, rows.to_vec()).await?;
     let found_loss = unsure::remember(&mut tx, rows, &doubts).await?;
     let dead = [&batch.dead, out_of_range, &found].concat();
+    letters::remove_stored(&mut tx, rows, &dead).await?;
+    let (mut dead, mut gone) = (dead, 0);
     if !dead.is_empty() {
-        let accepted = sink.accept(&dead).await;
-        accepted.map_err(|error| StoreError::Transient(format!("dead-letter copies: {error}")))?;
-        bury(&mut tx, batch, &dead).await?;
+        let copies = copies(sink, &dead).await?;
+        (dead, gone) = letters::bury(&mut tx, batch, dead, &copies).await?;
     }
     tx.commit().await.map_err(failure)?;
     found_loss.into_iter().for_each(|loss_ms| newest_loss.learn(loss_ms));
-    Ok(Some(Written::Stored { new, duplicates, dead }))
+    Ok(Some(Written::Stored { new, duplicates: duplicates + gone, dead }))
 }
 
 async fn swap(connection: &mut PgConnection, batch: &StoreBatch<'_>) -> Result<u64, StoreError> {
@@ -135,30 +129,6 @@ async fn swap(connection: &mut PgConnection, batch: &StoreBatch<'_>) -> Result<u
         .bind(to_nexts)
         .bind(to_ids);
     Ok(query.execute(connection).await.map_err(store_error)?.rows_affected())
-}
-
-async fn bury(
-    connection: &mut PgConnection,
-    batch: &StoreBatch<'_>,
-    dead: &[DeadLetter],
-) -> Result<(), StoreError> {
-    let epoch_of = |letter: &DeadLetter| {
-        let mut places = batch.from.iter();
-        places.find(|place| place.partition == letter.partition).map(|place| place.epoch)
-    };
-    // U+0000 in a sentence must not make the record of a dead letter poison itself.
-    let text = |text: &str| text.replace('\0', "");
-    let query = sqlx::query(BURY)
-        .bind(Topic::Raw.name())
-        .bind(dead.iter().map(|letter| letter.partition).collect::<Vec<_>>())
-        .bind(dead.iter().map(epoch_of).collect::<Vec<_>>())
-        .bind(dead.iter().map(|letter| letter.offset).collect::<Vec<_>>())
-        .bind(dead.iter().map(|letter| letter.client.map(|client| client.0)).collect::<Vec<_>>())
-        .bind(dead.iter().map(|letter| letter.id.map(|id| id.0)).collect::<Vec<_>>())
-        .bind(dead.iter().map(|letter| letter.reason.as_str()).collect::<Vec<_>>())
-        .bind(dead.iter().map(|letter| letter.sqlstate.as_deref().map(text)).collect::<Vec<_>>())
-        .bind(dead.iter().map(|letter| text(&letter.detail)).collect::<Vec<_>>());
-    query.execute(connection).await.map(drop).map_err(store_error)
 }
 
 /// The table `events` within a transaction.

@@ -31,6 +31,12 @@ impl Inspect for SqliteStore {
         let query = sqlx::query_scalar("select name from clients order by name");
         query.fetch_all(&self.reader).await.map_err(store_error)
     }
+
+    async fn restore_client(&self, number: ClientId, name: &str) -> Result<(), StoreError> {
+        let insert = "insert into clients (id, name, created_at) values (?, ?, 0)";
+        let query = sqlx::query(insert).bind(number.0).bind(name.to_owned());
+        query.execute(&self.writer).await.map(drop).map_err(store_error)
+    }
 }
 
 fn buried(row: SqliteRow) -> Result<BuriedRecord, sqlx::Error> {

@@ -11,6 +11,7 @@ mod error;
 #[cfg(any(test, feature = "testing"))]
 pub mod inspect;
 mod keys;
+mod letters;
 mod progress;
 mod query;
 mod rows;

@@ -2,7 +2,8 @@
 //!
 //! 1. Compare and swap the offsets.
 //! 2. Insert the rows ([`settle`] finds repeats and poison).
-//! 3. Give the dead letters to the sink, then write them to their table.
+//! 3. Remove the letters whose replays are stored. Give the dead letters to the sink, then write them to
+//!    their table ([`letters`]).
 //! 4. Commit.
 //!
 //! The transaction has the file's write lock from its first statement, so nothing it has seen can change
@@ -14,11 +15,12 @@ use async_trait::async_trait;
 use sqlx::sqlite::SqliteConnection;
 use sqlx::{Connection, Sqlite, Transaction};
 
-use super::SqliteStore;
 use super::error::{failure, store_error};
 use super::rows::{chunks, compare, insert};
+use super::{SqliteStore, letters};
 use crate::clock::unix_us;
 use crate::log::Topic;
+use crate::store::replays::copies;
 use crate::store::settle::{Failure, Settled, Shelf, Verdict, check_places, part_by_range, settle};
 use crate::store::{
     DeadLetter, DeadLetterSink, Progress, StoreBatch, StoreError, StoreRow, Written,
@@ -27,12 +29,6 @@ use crate::store::{
 const SWAP: &str = "
 update consumer_offsets set epoch = ?, next = ?, last_id = ?, updated_at = ?
  where grp = ? and topic = ? and part = ? and epoch = ? and next = ?";
-
-const BURY: &str = "
-insert into dead_letters
-       (topic, part, epoch, off, client_id, id, reason, sqlstate, detail, created_at)
-values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
-on conflict do nothing";
 
 impl SqliteStore {
     pub(super) async fn write_batch(
@@ -53,7 +49,8 @@ impl SqliteStore {
         out_of_range: &[DeadLetter],
         sink: &dyn DeadLetterSink,
     ) -> Result<Written, Failure> {
-        let plain = batch.dead.is_empty() && out_of_range.is_empty();
+        let replays = batch.rows.iter().any(|row| row.replay.is_some());
+        let plain = batch.dead.is_empty() && out_of_range.is_empty() && !replays;
         if plain
             && self.expects_new.load(Ordering::Relaxed)
             && let Some(written) = self.store_new(batch, &rows).await?
@@ -120,16 +117,14 @@ impl SqliteStore {
         let Settled { new, duplicates, dead: found } =
             settle(&mut Table { connection: &mut tx }, rows).await?;
         let dead = [&batch.dead, out_of_range, &found].concat();
+        letters::remove_stored(&mut tx, &batch.rows, &dead).await?;
+        let (mut dead, mut gone) = (dead, 0);
         if !dead.is_empty() {
-            let accepted = sink.accept(&dead).await;
-            accepted
-                .map_err(|error| StoreError::Transient(format!("dead-letter copies: {error}")))?;
-            for letter in &dead {
-                bury(&mut tx, batch, letter).await?;
-            }
+            let copies = copies(sink, &dead).await?;
+            (dead, gone) = letters::bury(&mut tx, batch, dead, &copies).await?;
         }
         tx.commit().await.map_err(failure)?;
-        Ok(Written::Stored { new, duplicates, dead })
+        Ok(Written::Stored { new, duplicates: duplicates + gone, dead })
     }
 }
 
@@ -150,28 +145,6 @@ async fn swap(
         .bind(from.epoch)
         .bind(from.next);
     Ok(query.execute(connection).await.map_err(store_error)?.rows_affected() == 1)
-}
-
-/// One statement a letter: they are few, and each is found in the statement cache.
-async fn bury(
-    connection: &mut SqliteConnection,
-    batch: &StoreBatch<'_>,
-    letter: &DeadLetter,
-) -> Result<(), StoreError> {
-    let mut places = batch.from.iter();
-    let place = places.find(|place| place.partition == letter.partition);
-    let query = sqlx::query(BURY)
-        .bind(Topic::Raw.name())
-        .bind(letter.partition)
-        .bind(place.map(|place| place.epoch))
-        .bind(letter.offset)
-        .bind(letter.client.map(|client| client.0))
-        .bind(letter.id.map(|id| id.0))
-        .bind(letter.reason.as_str())
-        .bind(letter.sqlstate.clone())
-        .bind(letter.detail.clone())
-        .bind(unix_us());
-    query.execute(connection).await.map(drop).map_err(store_error)
 }
 
 /// The table `events` within a transaction.

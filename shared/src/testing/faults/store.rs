@@ -29,7 +29,7 @@ impl FaultStore {
     }
 }
 
-fn fail<T>(struck: Struck) -> Result<T, StoreError> {
+pub(super) fn fail<T>(struck: Struck) -> Result<T, StoreError> {
     Err(StoreError::Transient(struck.text()))
 }
 

@@ -18,10 +18,11 @@ use super::{
 };
 use crate::event::ClientId;
 use crate::store::{
-    DeadLetterSink, EventStore, KeyChange, KeyError, KeyHash, KeyRecord, KeyStore, Maintenance,
-    NewKey, Progress, StoreBatch, StoreError, Written,
+    DeadLetterSink, DeadLetterStore, EventStore, KeyChange, KeyError, KeyHash, KeyRecord, KeyStore,
+    Letter, LetterFilter, LetterPlace, Maintenance, NewKey, Progress, StoreBatch, StoreError,
+    Written,
 };
-use crate::testing::faults::{Fault, FaultKeyStore, FaultStore, Faults, Method};
+use crate::testing::faults::{Fault, FaultKeyStore, FaultLetters, FaultStore, Faults, Method};
 
 /// For a call whose repeat answers as the first one did.
 const BEFORE_AND_AFTER: &[Fault] = &[Fault::Before, Fault::After];
@@ -32,6 +33,7 @@ const BEFORE: &[Fault] = &[Fault::Before];
 struct Failing {
     events: FaultStore,
     keys: FaultKeyStore,
+    letters: FaultLetters,
     tables: Arc<dyn TestedStore>,
     faults: Faults,
 }
@@ -51,6 +53,7 @@ impl Failing {
         Arc::new(Self {
             events: FaultStore::new(tables.clone(), faults.clone()),
             keys: FaultKeyStore::new(tables.clone(), faults.clone()),
+            letters: FaultLetters::new(tables.clone(), faults.clone()),
             tables,
             faults,
         })
@@ -101,6 +104,37 @@ impl EventStore for Failing {
 
     async fn maintain(&self, now_ms: i64) -> Result<Maintenance, StoreError> {
         self.insist(Method::Maintain, BEFORE, || self.events.maintain(now_ms)).await
+    }
+}
+
+#[async_trait]
+impl DeadLetterStore for Failing {
+    async fn newest(&self, filter: &LetterFilter, limit: usize) -> Result<Vec<Letter>, StoreError> {
+        let call = || self.letters.newest(filter, limit);
+        self.insist(Method::NewestLetters, BEFORE_AND_AFTER, call).await
+    }
+
+    async fn walk(
+        &self,
+        filter: &LetterFilter,
+        after: Option<LetterPlace>,
+        limit: usize,
+    ) -> Result<Vec<Letter>, StoreError> {
+        let call = || self.letters.walk(filter, after, limit);
+        self.insist(Method::WalkLetters, BEFORE_AND_AFTER, call).await
+    }
+
+    async fn count(&self, filter: &LetterFilter) -> Result<Vec<(String, u64)>, StoreError> {
+        self.insist(Method::CountLetters, BEFORE_AND_AFTER, || self.letters.count(filter)).await
+    }
+
+    async fn mark_replayed(&self, marks: &[(LetterPlace, LetterPlace)]) -> Result<(), StoreError> {
+        let call = || self.letters.mark_replayed(marks);
+        self.insist(Method::MarkReplayed, BEFORE_AND_AFTER, call).await
+    }
+
+    async fn purge(&self, letters: &[Letter]) -> Result<u64, StoreError> {
+        self.insist(Method::Purge, BEFORE, || self.letters.purge(letters)).await
     }
 }
 
@@ -158,6 +192,10 @@ impl Inspect for Failing {
 
     async fn client_names(&self) -> Result<Vec<String>, StoreError> {
         self.tables.client_names().await
+    }
+
+    async fn restore_client(&self, number: ClientId, name: &str) -> Result<(), StoreError> {
+        self.tables.restore_client(number, name).await
     }
 }
 

@@ -257,6 +257,7 @@ fn letter(offset: i64, client: ClientId, id: u128, reason: DeadReason) -> DeadLe
         reason,
         sqlstate: None,
         detail: "told".to_owned(),
+        replay: None,
     }
 }
 

@@ -302,6 +302,7 @@ fn dead_letter(offset: i64) -> DeadLetter {
         reason: DeadReason::Malformed,
         sqlstate: None,
         detail: "no JSON\0".to_owned(),
+        replay: None,
     }
 }
 
