@@ -24,6 +24,7 @@ mod read_trouble;
 mod redis;
 mod refusals;
 mod repeats;
+mod resume;
 mod selves;
 mod slow;
 mod strangers;
