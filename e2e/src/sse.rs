@@ -28,6 +28,14 @@ impl Sse {
     /// # Panics
     /// When there is no answer.
     pub async fn connect(url: &str, key: &str, query: &str, last_id: &str) -> Self {
+        Self::open(url, key, query, last_id).await.expect("an answer")
+    }
+
+    /// The same for a server that may be away.
+    ///
+    /// # Errors
+    /// When there is no answer, or another than 200.
+    pub async fn open(url: &str, key: &str, query: &str, last_id: &str) -> reqwest::Result<Self> {
         let mut request = reqwest::Client::new()
             .get(format!("{url}/v1/stream/sse?{query}"))
             .header("x-api-key", key)
@@ -35,7 +43,8 @@ impl Sse {
         if !last_id.is_empty() {
             request = request.header("last-event-id", last_id);
         }
-        Self { response: request.send().await.expect("an answer"), text: String::new() }
+        let response = request.send().await?.error_for_status()?;
+        Ok(Self { response, text: String::new() })
     }
 
     /// A header of the answer, empty when absent.

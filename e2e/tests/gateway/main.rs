@@ -28,4 +28,5 @@ mod resume;
 mod selves;
 mod slow;
 mod strangers;
+mod streams;
 mod telemetry;
