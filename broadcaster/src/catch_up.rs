@@ -4,6 +4,7 @@
 //! second copy of what was shown before. Catch-ups wait for one another beyond a number; each is bounded
 //! in events and in time, and beyond either the subscriber is told of a gap.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -36,7 +37,8 @@ pub(crate) struct CatchUp {
     known: Repeats,
     window_ms: i64,
     turn: Option<OwnedSemaphorePermit>,
-    warm: bool,
+    /// Partitions whose ids before the place are known.
+    warm: HashSet<Partition>,
     begun_at: Instant,
     records: Offset,
 }
@@ -64,7 +66,7 @@ impl CatchUp {
             known: Repeats::bounded(window_ms, IDS),
             window_ms,
             turn: None,
-            warm: false,
+            warm: HashSet::new(),
             begun_at: Instant::now(),
             records: 0,
         }
@@ -93,10 +95,7 @@ impl CatchUp {
         if self.turn.is_none() {
             self.turn = self.blocks.catch_ups.clone().acquire_owned().await.ok();
         }
-        if !self.warm {
-            self.warm_up(base).await?;
-            self.warm = true;
-        }
+        self.warm_up(base).await?;
         let Some(partition) = self.furthest_behind(base) else {
             return Ok(Read::Events(0, Vec::new(), self.place.clone()));
         };
@@ -149,28 +148,29 @@ impl CatchUp {
         events
     }
 
-    /// Reads the ids that lie shortly before the place.
+    /// Reads the ids that lie shortly before the place, of every partition that is to be read and was not
+    /// before: the ring's beginning moves on meanwhile, and a partition that was within it falls out.
     async fn warm_up(&mut self, base: &Cursor) -> Result<(), Arc<LogError>> {
-        let behind: Vec<_> = (0..)
+        let cold: Vec<_> = (0..)
             .zip(base.next.iter().zip(&self.place.next))
-            .filter(|(_, (base, here))| base > here)
+            .filter(|(partition, (base, here))| base > here && !self.warm.contains(partition))
             .map(|(partition, (_, here))| (partition, *here))
             .collect();
         let mut earliest_ms = i64::MAX;
-        for (partition, here) in &behind {
+        for (partition, here) in &cold {
             let block = self.blocks.holding(self.place.epoch, *partition, *here).await?;
             let next = block.events.iter().find(|logged| logged.event.offset >= *here);
             earliest_ms = earliest_ms.min(next.map_or(i64::MAX, |logged| logged.at_ms));
         }
-        if earliest_ms == i64::MAX {
-            return Ok(());
+        if earliest_ms < i64::MAX {
+            let located = self.blocks.locate(earliest_ms - self.window_ms).await?;
+            for (partition, here) in &cold {
+                let index = usize::try_from(*partition).unwrap_or(usize::MAX);
+                let since = located.get(index).copied().unwrap_or(*here);
+                self.remember(*partition, since.max(here - MOST_WARMING), *here).await?;
+            }
         }
-        let located = self.blocks.locate(earliest_ms - self.window_ms).await?;
-        for (partition, here) in behind {
-            let index = usize::try_from(partition).unwrap_or(usize::MAX);
-            let since = located.get(index).copied().unwrap_or(here);
-            self.remember(partition, since.max(here - MOST_WARMING), here).await?;
-        }
+        self.warm.extend(cold.iter().map(|(partition, _)| *partition));
         Ok(())
     }
 

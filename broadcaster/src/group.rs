@@ -189,3 +189,82 @@ impl Queue {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use pulsestream_shared::event::ClientId;
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::cursor::Cursor;
+    use crate::filter::Audience;
+    use crate::range::tests::event;
+
+    /// Room for three of the parcels below.
+    fn group() -> Group {
+        let filter = Filter::parse(Audience::Client(ClientId(7)), "").unwrap();
+        Group::new(filter, 3 * event(1, 1).json.len(), 0, 0)
+    }
+
+    fn push(group: &Group, seq: u64) {
+        let place = Arc::new(Cursor { epoch: Uuid::nil(), next: [1].into() });
+        group.push(Arc::new(Parcel::new((seq, Instant::now()), 0, vec![event(1, 1)], place)));
+    }
+
+    fn standing(group: &Group, count: usize) -> Vec<Member> {
+        let members: Vec<_> = (0..count).map(|_| group.enter(Bell::default())).collect();
+        assert!(members.iter().all(|member| group.stand(*member, 0)));
+        members
+    }
+
+    fn taken(group: &Group, member: Member, seq: u64) -> Option<u64> {
+        match group.take(member, seq, None) {
+            Taken::Parcel(parcel) => Some(parcel.seq),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn a_thousand_that_do_not_read_keep_one_queue_and_delay_nobody() {
+        let group = group();
+        let members = standing(&group, 1_001);
+        for seq in 1..=100 {
+            push(&group, seq);
+            assert_eq!(taken(&group, members[0], seq - 1), Some(seq));
+        }
+        assert_eq!(group.queue().slots.len(), 3);
+        assert!(matches!(group.take(members[1], 0, None), Taken::Overtaken));
+        for member in &members[2..] {
+            group.leave(*member, Some(0));
+        }
+        // Nobody is left that has not taken what is there.
+        assert_eq!(group.queue().slots.len(), 0);
+        assert_eq!(group.queue().bytes, 0);
+        assert_eq!(group.queue().standing, 1);
+    }
+
+    #[test]
+    fn what_all_have_taken_is_kept_no_longer_and_nothing_is_kept_for_nobody() {
+        let group = group();
+        push(&group, 1);
+        assert_eq!(group.queue().slots.len(), 0);
+        let late = group.enter(Bell::default());
+        assert!(!group.stand(late, 0), "what came before is not here");
+        assert!(group.stand(late, 1));
+        push(&group, 2);
+        assert_eq!(taken(&group, late, 1), Some(2));
+        assert_eq!(group.queue().slots.len(), 0);
+        assert!(group.leave(late, Some(2)));
+    }
+
+    #[test]
+    fn another_log_ends_what_everybody_stood_at() {
+        let group = group();
+        let member = standing(&group, 1)[0];
+        push(&group, 1);
+        group.restart(2);
+        assert!(matches!(group.take(member, 0, None), Taken::Restarted));
+        assert!(!group.stand(member, 2));
+        assert!(group.stand(group.renewed(member), 2));
+    }
+}

@@ -32,7 +32,7 @@ use uuid::Uuid;
 use crate::chain::{Chain, Step};
 use crate::feed::Feed;
 use crate::metrics::LiveMetrics;
-use crate::range::Range;
+use crate::range::{LiveEvent, Range};
 use crate::registry::Registry;
 use crate::repeats::{MOST, Repeats};
 
@@ -211,26 +211,31 @@ impl Hub {
             Step::Deliver { events, repeats } => {
                 let shown_to = partition.chain.seen();
                 self.metrics.repeats.inc_by(repeats as u64);
-                for event in &events {
-                    self.deliver(number, event);
-                }
                 let delivered = self.feed.show(number, shown_to, &events, Instant::now());
                 self.metrics.deliveries.inc_by(delivered);
+                for event in &events {
+                    if self.deliver(number, event) || delivered > 0 {
+                        self.observe_age(event);
+                    }
+                }
             }
         }
     }
 
-    fn deliver(&self, partition: Partition, event: &crate::range::LiveEvent) {
+    /// Hands an event to plain sockets; true when one takes it.
+    fn deliver(&self, partition: Partition, event: &LiveEvent) -> bool {
         let delivered = self.registry.deliver(partition, event);
-        if delivered.queued > 0 {
-            self.metrics.deliveries.inc_by(delivered.queued);
-            #[expect(clippy::cast_precision_loss, reason = "a histogram of seconds")]
-            let age_seconds = (clock::unix_us() - event.received_at_us).max(0) as f64 / 1e6;
-            self.metrics.freshness.with_label_values(&["socket"]).observe(age_seconds);
-        }
+        self.metrics.deliveries.inc_by(delivered.queued);
         if delivered.missed > 0 {
             self.metrics.dropped.with_label_values(&["slow"]).inc_by(delivered.missed);
         }
+        delivered.queued > 0
+    }
+
+    fn observe_age(&self, event: &LiveEvent) {
+        #[expect(clippy::cast_precision_loss, reason = "a histogram of seconds")]
+        let age_seconds = (clock::unix_us() - event.received_at_us).max(0) as f64 / 1e6;
+        self.metrics.freshness.with_label_values(&["socket"]).observe(age_seconds);
     }
 
     /// Starts a read for every partition that has a hole or is silent.

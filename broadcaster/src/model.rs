@@ -416,3 +416,20 @@ fn a_client_that_does_not_read_while_it_is_live_is_told_of_one_gap() {
     let world = live(&ops);
     assert_eq!((world.viewers[0].gaps, world.viewers[0].seen[0].len()), (1, 0));
 }
+
+/// Found by the test above: of the other partition no ids were read, for it was within the ring when the
+/// catch-up began.
+#[test]
+fn a_partition_that_falls_out_of_the_ring_during_a_catch_up_shows_no_repeat_either() {
+    let add =
+        |partition, id, client| Op::Append(partition, Made { id, client, cpu: false, skip: false });
+    let bus = |partition, count| Op::Bus { partition, shift: 0, count };
+    let ops = [
+        vec![add(0, 0, false), add(0, 0, false), Op::Connect(2), add(0, 0, false)],
+        vec![add(1, 0, true), bus(1, 1), Op::Pull(2, 1), Op::Leave(2), bus(0, 3)],
+        vec![add(1, 0, true), add(1, 0, false), add(0, 1, false), add(1, 1, false)],
+        vec![bus(1, 3), bus(0, 1), add(1, 1, true), bus(1, 1), Op::Connect(2), add(0, 0, true)],
+    ];
+    let world = live(&ops.concat());
+    assert_eq!((world.viewers[2].gaps, &world.viewers[2].seen[1]), (0, &vec![0, 4]));
+}
