@@ -1,4 +1,4 @@
-//! Where the log ends now, for those who connect: "from now" begins there.
+//! Where the log begins and ends now, for those who connect: "from now" begins at its end.
 //!
 //! The hub may lie behind the log, another broadcaster before it. A socket that moved here from there
 //! and began at the hub's place would be shown once more what it has seen.
@@ -9,7 +9,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use pulsestream_shared::log::{EventLog, LogError, Offset, Topic};
+use pulsestream_shared::log::{Bounds, EventLog, LogError, Offset, Topic};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
@@ -21,7 +21,7 @@ const WAITING: usize = 1_024;
 /// The next offset of every partition, by number; empty when not known.
 pub(crate) type Floor = Arc<[Offset]>;
 
-type Asker = oneshot::Sender<Floor>;
+type Asker = oneshot::Sender<Arc<[Bounds]>>;
 
 /// Asks for the log's ends.
 pub(crate) struct Ends(mpsc::Sender<Asker>);
@@ -42,20 +42,25 @@ impl Ends {
     /// The log's ends as they are after this call began: whatever anybody was shown before it lies below
     /// them. Empty when the log does not tell in time.
     pub(crate) async fn now(&self) -> Floor {
+        match self.bounds().await {
+            Some(bounds) => bounds.iter().map(|bounds| bounds.next).collect(),
+            None => Floor::default(),
+        }
+    }
+
+    /// The first and next offset of every partition, by number, as they are after this call began; `None`
+    /// when the log does not tell in time.
+    pub(crate) async fn bounds(&self) -> Option<Arc<[Bounds]>> {
         let (asker, answer) = oneshot::channel();
         let ask = async {
             self.0.send(asker).await.ok()?;
             answer.await.ok()
         };
-        match timeout(PATIENCE, ask).await {
-            Ok(Some(floor)) => floor,
-            Ok(None) | Err(_) => {
-                tracing::warn!(
-                    "the log does not tell its ends: a socket begins at the hub's place"
-                );
-                Floor::default()
-            }
+        let bounds = timeout(PATIENCE, ask).await.ok().flatten();
+        if bounds.is_none() {
+            tracing::warn!("the log does not tell its ends");
         }
+        bounds
     }
 }
 
@@ -66,7 +71,7 @@ impl EndsReader {
         while self.askers.recv_many(&mut waiting, WAITING).await > 0 {
             match self.read().await {
                 // An asker that lost patience is gone.
-                Ok(floor) => waiting.drain(..).for_each(|asker| drop(asker.send(floor.clone()))),
+                Ok(bounds) => waiting.drain(..).for_each(|asker| drop(asker.send(bounds.clone()))),
                 Err(error) => {
                     tracing::warn!(%error, "the log's ends are not known");
                     waiting.clear();
@@ -75,8 +80,7 @@ impl EndsReader {
         }
     }
 
-    async fn read(&self) -> Result<Floor, LogError> {
-        let bounds = self.log.bounds(Topic::Raw).await?;
-        Ok(bounds.iter().map(|bounds| bounds.next).collect())
+    async fn read(&self) -> Result<Arc<[Bounds]>, LogError> {
+        Ok(self.log.bounds(Topic::Raw).await?.into())
     }
 }

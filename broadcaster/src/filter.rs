@@ -10,7 +10,7 @@ use crate::range::LiveEvent;
 const MOST: usize = 100;
 
 /// Whose events a subscriber may see.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Audience {
     /// One client's.
     Client(ClientId),
@@ -18,8 +18,8 @@ pub(crate) enum Audience {
     Everybody,
 }
 
-/// Devices and event types; an empty list means all.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// Devices and event types, sorted and each once; an empty list means all.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Filter {
     pub(crate) audience: Audience,
     devices: Vec<DeviceId>,
@@ -44,7 +44,6 @@ impl Filter {
                     keep(&mut filter.event_types, value.into_owned())
                 }
                 "eventType" => Some("expected 2 to 50 characters"),
-                "mode" | "windowMs" | "cursor" => Some("is not supported by this version"),
                 _ => None,
             };
             if let Some(message) = fault {
@@ -52,21 +51,38 @@ impl Filter {
             }
         }
         if errors.is_empty() {
+            // Whoever asks for the same is of one group, in whatever order it was written.
+            filter.devices.sort_unstable();
+            filter.devices.dedup();
+            filter.event_types.sort_unstable();
+            filter.event_types.dedup();
             Ok(filter)
         } else {
             Err(Problem::from(Code::BadRequest).errors(errors))
         }
     }
 
+    pub(crate) fn devices(&self) -> &[DeviceId] {
+        &self.devices
+    }
+
+    pub(crate) fn event_types(&self) -> &[String] {
+        &self.event_types
+    }
+
+    /// True when events of that client may be shown.
+    pub(crate) fn sees(&self, other: ClientId) -> bool {
+        match self.audience {
+            Audience::Client(client) => client == other,
+            Audience::Everybody => true,
+        }
+    }
+
     /// True when the subscriber is to see the event. The audience is checked here too, whatever index
     /// led to this subscriber: one tenant never sees another's event.
     pub(crate) fn wants(&self, event: &LiveEvent) -> bool {
-        let allowed = match self.audience {
-            Audience::Client(client) => client == event.client,
-            Audience::Everybody => true,
-        };
         let of_type = |wanted: &String| wanted.as_bytes() == &event.event_type[..];
-        allowed
+        self.sees(event.client)
             && (self.devices.is_empty() || self.devices.contains(&event.device))
             && (self.event_types.is_empty() || self.event_types.iter().any(of_type))
     }
@@ -105,6 +121,6 @@ mod tests {
         assert!(Filter::parse(ME, "x=1").is_ok());
         assert!(Filter::parse(ME, "deviceId=nope").is_err());
         assert!(Filter::parse(ME, "eventType=x").is_err());
-        assert!(Filter::parse(ME, "cursor=abc").is_err());
+        assert!(Filter::parse(ME, "cursor=abc").is_ok());
     }
 }

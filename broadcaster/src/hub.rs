@@ -30,8 +30,9 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::chain::{Chain, Step};
+use crate::feed::Feed;
 use crate::metrics::LiveMetrics;
-use crate::range::Range;
+use crate::range::{LiveEvent, Range};
 use crate::registry::Registry;
 use crate::repeats::{MOST, Repeats};
 
@@ -78,6 +79,7 @@ pub(crate) struct Hub {
     looked_cut: bool,
     reads: (mpsc::Sender<ReadDone>, mpsc::Receiver<ReadDone>),
     registry: Arc<Registry>,
+    feed: Arc<Feed>,
     metrics: Arc<LiveMetrics>,
     readiness: Readiness,
     silence: Duration,
@@ -88,7 +90,7 @@ impl Hub {
     /// Subscribes and stands at the end of the log.
     pub(crate) async fn start(
         context: &Context,
-        registry: Arc<Registry>,
+        (registry, feed): (Arc<Registry>, Arc<Feed>),
         metrics: Arc<LiveMetrics>,
     ) -> Result<Self, OpenError> {
         let engine = context.engine.clone();
@@ -113,6 +115,7 @@ impl Hub {
             looked_cut: false,
             reads: mpsc::channel(channels.len().max(1)),
             registry,
+            feed,
             metrics,
             readiness: context.readiness.clone(),
             silence: config.bus_silence,
@@ -135,6 +138,7 @@ impl Hub {
         self.partitions =
             past_to_read(&bounds, &since).into_iter().zip(&bounds).map(link).collect();
         self.repeats = Repeats::new(self.window_ms);
+        self.feed.restart(self.epoch, &bounds);
         Ok(())
     }
 
@@ -205,25 +209,33 @@ impl Hub {
             Step::Drop => {}
             Step::Hole => partition.hole = true,
             Step::Deliver { events, repeats } => {
+                let shown_to = partition.chain.seen();
                 self.metrics.repeats.inc_by(repeats as u64);
-                for event in events {
-                    self.deliver(number, &event);
+                let delivered = self.feed.show(number, shown_to, &events, Instant::now());
+                self.metrics.deliveries.inc_by(delivered);
+                for event in &events {
+                    if self.deliver(number, event) || delivered > 0 {
+                        self.observe_age(event);
+                    }
                 }
             }
         }
     }
 
-    fn deliver(&self, partition: Partition, event: &crate::range::LiveEvent) {
+    /// Hands an event to plain sockets; true when one takes it.
+    fn deliver(&self, partition: Partition, event: &LiveEvent) -> bool {
         let delivered = self.registry.deliver(partition, event);
-        if delivered.queued > 0 {
-            self.metrics.deliveries.inc_by(delivered.queued);
-            #[expect(clippy::cast_precision_loss, reason = "a histogram of seconds")]
-            let age_seconds = (clock::unix_us() - event.received_at_us).max(0) as f64 / 1e6;
-            self.metrics.freshness.with_label_values(&["socket"]).observe(age_seconds);
-        }
+        self.metrics.deliveries.inc_by(delivered.queued);
         if delivered.missed > 0 {
             self.metrics.dropped.with_label_values(&["slow"]).inc_by(delivered.missed);
         }
+        delivered.queued > 0
+    }
+
+    fn observe_age(&self, event: &LiveEvent) {
+        #[expect(clippy::cast_precision_loss, reason = "a histogram of seconds")]
+        let age_seconds = (clock::unix_us() - event.received_at_us).max(0) as f64 / 1e6;
+        self.metrics.freshness.with_label_values(&["socket"]).observe(age_seconds);
     }
 
     /// Starts a read for every partition that has a hole or is silent.
@@ -271,6 +283,7 @@ impl Hub {
             let from = partition.chain.seen() + 1;
             tracing::error!(partition = number, from, "the log no longer holds what was missed");
             self.registry.tell_gap();
+            self.feed.lose(number, back.lost_below.unwrap_or(from), Instant::now());
         }
         let Some(logged_at_ms) = back.logged_at_ms else { return };
         // What is read of the past came when it was logged, what was missed comes now.

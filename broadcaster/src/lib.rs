@@ -3,6 +3,11 @@
 //! An event walks through few rooms: `relay` (reads the log as a group, publishes ranges on the bus) →
 //! `hub` (every broadcaster hears every range, checks the chain, repairs holes from the log) →
 //! `registry` (who wants it) → `socket` (one task a connection).
+//!
+//! That is the plain WebSocket. Everything newer reads from `feed`, where the hub writes too: `ring` (what
+//! was shown lately) and `group` (what those who ask for the same wait for), behind them the log in
+//! `blocks`. A `subscription` reads there in its own time, from a `cursor` that `resume` has judged;
+//! `framed`, `sse` and `poll` send what it finds.
 
 use std::sync::Arc;
 
@@ -10,22 +15,45 @@ use axum::Router;
 use axum::routing::get;
 use pulsestream_shared::admin::Dependency;
 use pulsestream_shared::auth::Keyring;
+use pulsestream_shared::config;
 use pulsestream_shared::engine::OpenError;
 use pulsestream_shared::problem::{not_allowed, not_found};
 use pulsestream_shared::service::{Context, Role, Routes};
 
+mod blocks;
+mod catch_up;
 mod chain;
+mod close;
+mod commands;
+mod cursor;
+mod delivery;
+mod doors;
 mod ends;
+mod feed;
 mod filter;
+mod framed;
+mod frames;
+mod group;
+mod heart;
 mod hub;
+mod index;
 mod metrics;
+#[cfg(test)]
+mod model;
 mod open_keys;
+mod parcel;
+mod poll;
 mod range;
 mod registry;
 mod relay;
 mod repeats;
+mod resume;
+mod ring;
 mod socket;
+mod sse;
 mod stream;
+mod subscription;
+mod wish;
 
 /// How a broadcaster process names itself. It lives without the store and, reading the log itself,
 /// without the bus.
@@ -40,7 +68,9 @@ pub async fn build(context: Context, keyring: Arc<Keyring>) -> Result<Routes, Op
     let registry = Arc::new(registry::Registry::default());
     let stop = context.shutdown.stop.clone();
 
-    let hub = hub::Hub::start(&context, registry.clone(), metrics.clone()).await?;
+    let feed = feed::Feed::new(context.engine.log.clone(), bounded(&context.config.live));
+    let shown = (registry.clone(), feed.clone());
+    let hub = hub::Hub::start(&context, shown, metrics.clone()).await?;
     context.spawn("hub", hub.run(stop.clone()));
     let relay = relay::Relay::join(&context, metrics.clone()).await?;
     let drain = context.shutdown.drain.clone();
@@ -60,7 +90,9 @@ pub async fn build(context: Context, keyring: Arc<Keyring>) -> Result<Routes, Op
     let stream = stream::Stream {
         keyring,
         keys,
+        doors: doors::Doors::new(context.config.live.streams_per_client),
         registry,
+        feed,
         ends,
         metrics,
         config: context.config.live.clone(),
@@ -68,7 +100,19 @@ pub async fn build(context: Context, keyring: Arc<Keyring>) -> Result<Routes, Op
         drain: context.shutdown.drain.clone(),
         sockets: context.tasks.clone(),
     };
-    let open = get(stream::open).fallback_service(not_allowed("GET"));
-    let router = Router::new().route("/v1/stream", open).fallback(not_found);
+    let router = Router::new()
+        .route("/v1/stream", get(stream::open).fallback_service(not_allowed("GET")))
+        .route("/v1/stream/sse", get(stream::sse).fallback_service(not_allowed("GET")))
+        .route("/v1/stream/poll", get(stream::poll).fallback_service(not_allowed("GET")))
+        .fallback(not_found);
     Ok(router.with_state(Arc::new(stream)).into())
+}
+
+fn bounded(config: &config::Live) -> feed::Bounded {
+    feed::Bounded {
+        ring: ring::Kept { bytes: config.ring_bytes, age: config.ring_age },
+        queue_bytes: config.queue_bytes,
+        lag: config.max_lag,
+        repeat_window: config.repeat_window,
+    }
 }

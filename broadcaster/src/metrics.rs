@@ -22,6 +22,10 @@ pub(crate) struct LiveMetrics {
     pub(crate) repairs: IntCounterVec,
     /// Repeats of an event in the log that were not shown again.
     pub(crate) repeats: IntCounter,
+    /// Places clients came back with, by what became of them.
+    pub(crate) resumes: IntCounterVec,
+    /// Gaps subscribers were told of, by reason.
+    pub(crate) gaps: IntCounterVec,
     /// Time from acceptance to a later stage.
     pub(crate) freshness: HistogramVec,
 }
@@ -58,9 +62,23 @@ impl LiveMetrics {
                 "hub_repeats_total",
                 "Repeats of an event in the log that were not shown again.",
             ),
+            resumes: metrics.counters(
+                "live_resumes_total",
+                "Cursors clients came back with, by verdict.",
+                &["verdict"],
+            ),
+            gaps: metrics.counters(
+                "live_gaps_total",
+                "Gaps that subscribers were told of, by reason.",
+                &["reason"],
+            ),
             freshness: context.freshness.clone(),
         };
-        new.connections.with_label_values(&["websocket"]);
+        for transport in ["websocket", "framed", "sse", "poll"] {
+            new.connections.with_label_values(&[transport]);
+        }
+        new.resumes.with_label_values(&["recovered"]);
+        new.gaps.with_label_values(&["slow"]);
         new.dropped.with_label_values(&["slow"]);
         new.repairs.with_label_values(&["log"]);
         new

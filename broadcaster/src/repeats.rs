@@ -19,20 +19,26 @@ pub(crate) type Key = (Partition, ClientId, EventId);
 /// The ids of all partitions.
 pub(crate) struct Repeats {
     window_ms: i64,
+    most: usize,
     seen: HashSet<Key>,
     ages: VecDeque<(i64, Key)>,
 }
 
 impl Repeats {
     pub(crate) fn new(window_ms: i64) -> Self {
-        Self { window_ms, seen: HashSet::new(), ages: VecDeque::new() }
+        Self::bounded(window_ms, MOST)
+    }
+
+    /// Remembers `most` ids.
+    pub(crate) fn bounded(window_ms: i64, most: usize) -> Self {
+        Self { window_ms, most, seen: HashSet::new(), ages: VecDeque::new() }
     }
 
     /// True the first time within the window. An id may be remembered longer than that: times of
     /// different partitions are not in order while their past is read.
     pub(crate) fn is_first(&mut self, key: Key, at_ms: i64) -> bool {
         while let Some(&(old_ms, old)) = self.ages.front() {
-            if at_ms - old_ms <= self.window_ms && self.ages.len() < MOST {
+            if at_ms - old_ms <= self.window_ms && self.ages.len() < self.most {
                 break;
             }
             self.ages.pop_front();

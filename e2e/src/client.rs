@@ -188,6 +188,21 @@ impl Dashboard {
         }
     }
 
+    /// The next frame; `None` when the socket ends in whatever way, or nothing comes.
+    ///
+    /// # Panics
+    /// When it is no JSON.
+    pub async fn next_frame(&mut self) -> Option<Value> {
+        loop {
+            let next = tokio::time::timeout(PATIENCE, self.0.next()).await;
+            match next.ok().flatten()?.ok()? {
+                Message::Text(text) => return Some(serde_json::from_str(&text).expect("JSON")),
+                Message::Close(_) => return None,
+                _ => {}
+            }
+        }
+    }
+
     /// The next event, or none for so long.
     ///
     /// # Panics

@@ -7,6 +7,7 @@ pub mod client;
 pub mod harness;
 pub mod process;
 pub mod runs;
+pub mod sse;
 pub mod verify;
 
 /// Runs each journey, a function of the [`harness::Engines`], on both engine sets, as a test of its own.

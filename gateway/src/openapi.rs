@@ -44,7 +44,7 @@ with `Allow`, an unknown path 404. `HEAD` works wherever `GET` does.
 Times are unix milliseconds. Fields may be added to answers: ignore those you do not know. You see your own \
 tenant's data and nothing of another's.
 
-Live events (`/v1/stream`, a WebSocket) are described in `docs/live.md`.";
+Live events (`/v1/stream`: WebSocket, server-sent events and long polls) are described in `docs/live.md`.";
 
 fn operation() -> Operation {
     let answer =

@@ -8,7 +8,7 @@ use pulsestream_shared::auth::Keyring;
 use pulsestream_shared::log::{self, EventLog, LIVE_GROUP, LogEvent};
 use pulsestream_shared::service::Context;
 use pulsestream_shared::testing::wait_for;
-use serde_json::json;
+use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::support::{Log, Site, devices, kafka_config};
@@ -16,6 +16,7 @@ use crate::support::{Log, Site, devices, kafka_config};
 on_both!(
     a_log_cut_under_a_running_broadcaster_gets_a_new_epoch,
     a_live_place_beyond_the_log_gets_a_new_epoch,
+    a_cursor_below_what_the_log_keeps_is_told_so,
 );
 
 /// A gateway and a broadcaster in one process, for the embedded log has room for no second one.
@@ -55,8 +56,16 @@ async fn a_log_cut_under_a_running_broadcaster_gets_a_new_epoch(engines: Engines
     let site = Site::new(engines).await;
     let running = start(&site.home).await;
     let mut dashboard = Dashboard::connect(&running.url, &site.key, "").await.expect("connected");
+    let query = "mode=live&cursor=earliest";
+    let mut framed = Dashboard::connect(&running.url, &site.key, query).await.expect("connected");
     let posted = site.post(&running, &devices(6), 3).await;
     dashboard.take(posted.len()).await;
+    let (mut shown, mut cursor) = (0, json!(null));
+    while shown < posted.len() {
+        let frame = framed.next().await;
+        shown += frame["events"].as_array().map_or(0, Vec::len);
+        cursor = frame["cursor"].clone();
+    }
     let before = epoch(&site.home).await;
 
     let config = site.home.config();
@@ -70,7 +79,59 @@ async fn a_log_cut_under_a_running_broadcaster_gets_a_new_epoch(engines: Engines
     }
     assert_eq!(dashboard.close_code().await, 4008, "it must connect again: offsets start over");
     assert_ne!(epoch(&site.home).await, before);
+    // A framed one stays, is told, and goes on in the new log.
+    let gap = framed.next().await;
+    assert_eq!((&gap["type"], &gap["reason"]), (&json!("gap"), &json!("other_epoch")));
     shows_what_comes(&site, &running).await;
+    assert_eq!(framed.next().await["events"][0]["value"], 1);
+    let answer = resumed(&site, &running, &cursor).await;
+    assert_eq!((&answer["recovered"], &answer["reason"]), (&json!(false), &json!("other_epoch")));
+    running.stop().await;
+    site.remove().await;
+}
+
+/// What a poll with that cursor is answered.
+async fn resumed(site: &Site, running: &Running, cursor: &Value) -> Value {
+    let cursor = cursor.as_str().expect("a cursor");
+    let client = Client::new(&running.url, &site.key);
+    let path = format!("v1/stream/poll?wait=10&cursor={cursor}");
+    let answer = client.send(|http, url| http.get(format!("{url}/{path}"))).await;
+    answer.expect("an answer").body
+}
+
+async fn a_cursor_below_what_the_log_keeps_is_told_so(engines: Engines) {
+    let site = Site::new(engines).await;
+    let running = start(&site.home).await;
+    let device = devices(1);
+    site.post(&running, &device, 1).await;
+    let first = resumed(&site, &running, &json!("earliest")).await;
+    assert_eq!(first["events"].as_array().map(Vec::len), Some(1), "{first}");
+    site.post(&running, &device, 5).await;
+    running.stop().await;
+    let log = Log::open(&site.home).await;
+    for (partition, end) in (0..).zip(log.ends().await).filter(|(_, end)| *end > 0) {
+        log.remove_below(partition, end - 2).await;
+    }
+    log.close().await;
+
+    let running = start(&site.home).await;
+    let answer = resumed(&site, &running, &first["cursor"]).await;
+    assert_eq!(
+        (&answer["recovered"], &answer["reason"]),
+        (&json!(false), &json!("beyond_retention"))
+    );
+    let kept = resumed(&site, &running, &json!("earliest")).await;
+    assert_eq!(
+        (&kept["recovered"], kept["events"].as_array().map(Vec::len)),
+        (&json!(true), Some(2))
+    );
+    // The place it was given instead is one to go on from.
+    site.post(&running, &device, 1).await;
+    let after = resumed(&site, &running, &answer["cursor"]).await;
+    assert_eq!(
+        (&after["recovered"], after["events"].as_array().map(Vec::len)),
+        (&json!(true), Some(1))
+    );
     running.stop().await;
     site.remove().await;
 }

@@ -23,6 +23,7 @@ mod outage;
 mod own_kafka;
 mod own_redis;
 mod poison;
+mod resumed;
 mod rolling;
 mod support;
 mod tls;

@@ -210,6 +210,16 @@ section!(Live {
     pong_timeout: Duration,
     #[serde(with = "span")]
     bus_silence: Duration,
+    #[validate(range(min = 65_536, message = "is at least 64 KiB"))]
+    ring_bytes: usize,
+    #[serde(with = "span")]
+    ring_age: Duration,
+    #[serde(with = "span")]
+    max_lag: Duration,
+    #[serde(with = "span")]
+    stream_age: Duration,
+    #[validate(range(min = 1, message = "is at least 1"))]
+    streams_per_client: usize,
 });
 
 section!(Telemetry {

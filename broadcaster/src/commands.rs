@@ -1,0 +1,141 @@
+//! What a client of the framed WebSocket may say.
+
+use std::sync::Arc;
+
+use serde_json::{Map, Value};
+use url::form_urlencoded;
+
+use crate::filter::Audience;
+use crate::wish::Wish;
+
+/// Characters of a subscription's name.
+const NAME_CHARS: usize = 64;
+
+/// A command that can be tried.
+#[derive(Debug, PartialEq)]
+pub(crate) enum Command {
+    Subscribe { id: Value, sub: Arc<str>, wish: Box<Wish> },
+    Unsubscribe { id: Value, sub: Arc<str> },
+    Ping { id: Value },
+}
+
+/// Why there is none.
+#[derive(Debug, PartialEq)]
+pub(crate) enum Fault {
+    /// Nothing a client of this protocol says: the connection is closed.
+    NoCommand,
+    /// A command that cannot be done: the client is told.
+    Refused { id: Value, code: &'static str, detail: String },
+}
+
+impl Command {
+    /// Reads a text frame.
+    ///
+    /// # Errors
+    /// [`Fault`].
+    pub(crate) fn parse(audience: Audience, text: &str) -> Result<Self, Fault> {
+        let Ok(Value::Object(mut members)) = serde_json::from_str(text) else {
+            return Err(Fault::NoCommand);
+        };
+        let id = members.remove("id").unwrap_or_default();
+        let Some(Value::String(kind)) = members.remove("type") else {
+            return Err(Fault::NoCommand);
+        };
+        let name = |members: &Map<String, Value>| match members.get("sub").and_then(Value::as_str) {
+            Some(sub) if !sub.is_empty() && sub.chars().count() <= NAME_CHARS => Ok(Arc::from(sub)),
+            _ => Err("sub must be a text of 1 to 64 characters".to_owned()),
+        };
+        let read = match kind.as_str() {
+            "ping" => return Ok(Self::Ping { id }),
+            "unsubscribe" => name(&members).map(|sub| Self::Unsubscribe { id: id.clone(), sub }),
+            "subscribe" => name(&members).and_then(|sub| {
+                let wish = Box::new(wish(audience, &members)?);
+                Ok(Self::Subscribe { id: id.clone(), sub, wish })
+            }),
+            other => {
+                let detail = format!("{other:?} is no command of this version");
+                return Err(Fault::Refused { id, code: "unknown_command", detail });
+            }
+        };
+        read.map_err(|detail| Fault::Refused { id, code: "bad_command", detail })
+    }
+}
+
+/// The members that a query has too.
+fn wish(audience: Audience, members: &Map<String, Value>) -> Result<Wish, String> {
+    let mut query = form_urlencoded::Serializer::new(String::new());
+    for name in ["deviceId", "eventType", "mode", "windowMs", "cursor"] {
+        let values = match members.get(name) {
+            None | Some(Value::Null) => continue,
+            Some(Value::Array(values)) if name == "deviceId" || name == "eventType" => &values[..],
+            Some(value) => std::slice::from_ref(value),
+        };
+        for value in values {
+            match value {
+                Value::String(text) => query.append_pair(name, text),
+                Value::Number(number) => query.append_pair(name, &number.to_string()),
+                _ => return Err(format!("{name} is neither a text nor a number")),
+            };
+        }
+    }
+    Wish::parse(audience, &query.finish()).map_err(|problem| {
+        let faults = problem.fields().iter();
+        let faults: Vec<_> = faults.map(|f| format!("{} {}", f.field, f.message)).collect();
+        faults.join("; ")
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use pulsestream_shared::event::ClientId;
+    use serde_json::json;
+
+    use super::*;
+    use crate::resume::From;
+    use crate::wish::Mode;
+
+    const ME: Audience = Audience::Client(ClientId(7));
+
+    fn parse(command: &Value) -> Result<Command, Fault> {
+        Command::parse(ME, &command.to_string())
+    }
+
+    fn code(command: &Value) -> &'static str {
+        match parse(command) {
+            Err(Fault::Refused { code, .. }) => code,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_subscription_says_what_a_query_can_say() {
+        let command = json!({
+            "type": "subscribe", "id": 7, "sub": "a", "eventType": ["cpu", "mem free&"],
+            "deviceId": "00000000-0000-0000-0000-000000000009", "mode": "window", "windowMs": 100,
+            "cursor": "earliest",
+        });
+        let Ok(Command::Subscribe { id, sub, wish }) = parse(&command) else { panic!("refused") };
+        assert_eq!((id, &*sub, wish.from), (json!(7), "a", From::Earliest));
+        assert_eq!(wish.mode, Mode::Window(std::time::Duration::from_millis(100)));
+        assert_eq!(wish.filter.event_types(), ["cpu", "mem free&"]);
+        assert_eq!(wish.filter.devices().len(), 1);
+    }
+
+    #[test]
+    fn what_cannot_be_done_is_told_with_its_id() {
+        assert_eq!(code(&json!({"type": "dance"})), "unknown_command");
+        assert_eq!(code(&json!({"type": "subscribe"})), "bad_command");
+        assert_eq!(code(&json!({"type": "subscribe", "sub": "a", "mode": true})), "bad_command");
+        assert_eq!(code(&json!({"type": "unsubscribe", "sub": "x".repeat(65)})), "bad_command");
+        let told = parse(&json!({"type": "subscribe", "id": "x", "sub": "a", "deviceId": ["no"]}));
+        assert!(matches!(told, Err(Fault::Refused { id, detail, .. })
+            if id == "x" && detail.contains("deviceId must be a UUID")));
+    }
+
+    #[test]
+    fn what_is_no_object_with_a_type_is_no_command() {
+        for text in ["", "hello", "[]", "{}", "{\"type\":7}", "null"] {
+            assert_eq!(Command::parse(ME, text), Err(Fault::NoCommand), "{text}");
+        }
+    }
+}

@@ -1,0 +1,190 @@
+//! The framed WebSocket's frames as text: every frame is one JSON object with `type`.
+
+use std::sync::Arc;
+
+use axum::extract::ws::Utf8Bytes;
+use serde_json::{Map, Value, json};
+
+use crate::cursor::Cursor;
+use crate::parcel::{Form, Parcel};
+use crate::resume::{Start, Verdict};
+use crate::subscription::GapReason;
+
+/// Adds what a client is told of the place it came back with.
+fn told(mut frame: Value, verdict: Verdict) -> Value {
+    if let Value::Object(members) = &mut frame {
+        members.insert("recovered".to_owned(), json!(verdict.recovered()));
+        if let Some(reason) = verdict.reason() {
+            members.insert("reason".to_owned(), json!(reason));
+        }
+    }
+    frame
+}
+
+/// The first thing a client is told; without `type`, as server-sent events have it.
+pub(crate) fn hello_members(start: &Start, heartbeat_ms: u64) -> Value {
+    let members = json!({
+        "epoch": start.place.epoch,
+        "cursor": start.place.seal(),
+        "heartbeatMs": heartbeat_ms,
+    });
+    told(members, start.verdict)
+}
+
+pub(crate) fn hello(start: &Start, heartbeat_ms: u64) -> String {
+    typed("hello", hello_members(start, heartbeat_ms))
+}
+
+/// One frame of these parcels, the same text for all subscriptions of that name that are shown the same.
+pub(crate) fn events(sub: &Arc<str>, parcels: &[Arc<Parcel>]) -> Utf8Bytes {
+    let (Some(first), Some(last)) = (parcels.first(), parcels.last()) else {
+        return Utf8Bytes::default();
+    };
+    if parcels.iter().all(|parcel| parcel.shared) {
+        let form = Form::Frame { sub: sub.clone(), from: first.seq };
+        return last.encoded(&form, || encode_events(sub, parcels, &last.place));
+    }
+    encode_events(sub, parcels, &last.place).into()
+}
+
+/// A heartbeat: no events, but a place that moved.
+pub(crate) fn moved(sub: &str, place: &Cursor) -> String {
+    encode_events(sub, &[], place)
+}
+
+fn encode_events(sub: &str, parcels: &[Arc<Parcel>], place: &Cursor) -> String {
+    let count: usize = parcels.iter().map(|parcel| parcel.bytes() + parcel.events.len()).sum();
+    let mut frame = String::with_capacity(256 + sub.len() + count);
+    frame.push_str("{\"type\":\"events\",\"sub\":");
+    frame.push_str(&json!(sub).to_string());
+    frame.push_str(",\"cursor\":\"");
+    frame.push_str(&place.seal());
+    frame.push_str("\",\"events\":[");
+    let events = parcels.iter().flat_map(|parcel| &parcel.events);
+    // An event is JSON on one line, as the log has it.
+    for (index, json) in
+        events.filter_map(|event| std::str::from_utf8(&event.json).ok()).enumerate()
+    {
+        if index > 0 {
+            frame.push(',');
+        }
+        frame.push_str(json);
+    }
+    frame.push_str("]}");
+    frame
+}
+
+pub(crate) fn gap(sub: &str, reason: GapReason, place: &Cursor) -> String {
+    let members = json!({
+        "sub": sub,
+        "reason": reason.word(),
+        "cursor": place.seal(),
+        "missed": null,
+    });
+    typed("gap", members)
+}
+
+/// The connection ends; a client goes on elsewhere from these places.
+pub(crate) fn goaway<'a>(
+    reconnect_after_ms: u64,
+    places: impl Iterator<Item = (&'a Arc<str>, &'a Arc<Cursor>)>,
+) -> String {
+    let cursors: Map<_, _> =
+        places.map(|(sub, place)| (sub.to_string(), json!(place.seal()))).collect();
+    let main = cursors.get("main").cloned().unwrap_or_default();
+    let members =
+        json!({"reconnectAfterMs": reconnect_after_ms, "cursor": main, "cursors": cursors});
+    typed("goaway", members)
+}
+
+/// A command was done.
+pub(crate) fn ok(id: &Value) -> String {
+    typed("ok", json!({"id": id}))
+}
+
+/// A subscription began.
+pub(crate) fn subscribed(id: &Value, sub: &str, start: &Start) -> String {
+    let members = json!({"id": id, "sub": sub, "cursor": start.place.seal()});
+    typed("ok", told(members, start.verdict))
+}
+
+/// A command was not done.
+pub(crate) fn error(id: &Value, code: &str, detail: &str) -> String {
+    typed("error", json!({"id": id, "code": code, "detail": detail}))
+}
+
+pub(crate) fn pong(id: &Value) -> String {
+    match id {
+        Value::Null => typed("pong", json!({})),
+        id => typed("pong", json!({"id": id})),
+    }
+}
+
+/// The frame with `type` in front, where a person who reads a stream looks first.
+fn typed(name: &str, members: Value) -> String {
+    let members = members.to_string();
+    let rest = members.trim_start_matches('{');
+    let comma = if rest == "}" { "" } else { "," };
+    format!("{{\"type\":\"{name}\"{comma}{rest}")
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::Instant;
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::range::tests::event;
+
+    fn place() -> Arc<Cursor> {
+        Arc::new(Cursor { epoch: Uuid::from_u128(1), next: [3].into() })
+    }
+
+    fn read(frame: &str) -> Value {
+        serde_json::from_str(frame).unwrap()
+    }
+
+    #[test]
+    fn events_are_one_object_with_what_the_log_has() {
+        let parcel = |seq, events| Parcel::new((seq, Instant::now()), 0, events, place());
+        let parcels = [parcel(4, vec![event(1, 1)]), parcel(5, vec![event(2, 2), event(3, 3)])];
+        let frame = events(&"a \"b\"".into(), &parcels.map(Arc::new));
+        let expected = json!({
+            "type": "events", "sub": "a \"b\"", "cursor": place().seal(),
+            "events": [{"value": 1}, {"value": 1}, {"value": 1}],
+        });
+        assert_eq!(read(&frame), expected);
+        assert_eq!(read(&moved("main", &place()))["events"], json!([]));
+    }
+
+    #[test]
+    fn one_frame_is_shared_by_those_who_are_shown_the_same_under_one_name() {
+        let parcel = |seq| Parcel::new((seq, Instant::now()), 0, vec![event(1, 1)], place());
+        let queue = [Arc::new(parcel(4).shared()), Arc::new(parcel(5).shared())];
+        let (main, other) = (Arc::from("main"), Arc::from("other"));
+        let pointer = |sub, parcels| events(sub, parcels).as_str().as_ptr();
+        assert_eq!(pointer(&main, &queue), pointer(&main, &queue));
+        assert_ne!(pointer(&main, &queue), pointer(&other, &queue));
+        assert_ne!(pointer(&main, &queue), pointer(&main, &queue[1..]));
+        // One that was shown less of the first is not sent what others are.
+        let cut = [Arc::new(queue[0].cut(Vec::new(), place())), queue[1].clone()];
+        assert_eq!(read(&events(&main, &cut))["events"], json!([{"value": 1}]));
+    }
+
+    #[test]
+    fn the_other_frames_begin_with_their_type() {
+        let start = |verdict| Start { place: Cursor::clone(&place()), verdict };
+        let frame = hello(&start(Verdict::FromNow), 25_000);
+        assert!(frame.starts_with("{\"type\":\"hello\",") && read(&frame)["recovered"].is_null());
+        let lost = Verdict::Lost(crate::resume::Lost::Expired);
+        let frame = read(&subscribed(&json!(7), "a", &start(lost)));
+        assert_eq!((&frame["recovered"], &frame["reason"]), (&json!(false), &json!("expired")));
+        assert_eq!(pong(&Value::Null), "{\"type\":\"pong\"}");
+        let (sub, place) = (Arc::from("main"), place());
+        let frame = read(&goaway(5, [(&sub, &place)].into_iter()));
+        assert_eq!(
+            (&frame["cursor"], &frame["cursors"]["main"]),
+            (&json!(place.seal()), &frame["cursor"])
+        );
+    }
+}

@@ -1,0 +1,89 @@
+//! What a subscription is shown at once: events of one partition in offset order, and the place after
+//! them.
+//!
+//! Parcels of a group are shared by all its subscriptions, and so is what they look like on the wire:
+//! it is encoded by whoever sends it first.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use axum::extract::ws::Utf8Bytes;
+use pulsestream_shared::log::Partition;
+use tokio::time::Instant;
+
+use crate::cursor::Cursor;
+use crate::range::LiveEvent;
+
+/// Encoded forms kept of one parcel: names of subscriptions are the clients' own, and many of them must
+/// not make one parcel large.
+const FORMS: usize = 4;
+
+/// The form of a parcel on the wire.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Form {
+    /// One frame of the framed WebSocket, holding the parcels from the one of that number to this one.
+    Frame { sub: Arc<str>, from: u64 },
+    /// Messages of server-sent events.
+    Sse,
+}
+
+/// Events of one partition, and the place after them.
+pub(crate) struct Parcel {
+    /// The number of the hub's step it was cut from; 0 when it was read from the log.
+    pub(crate) seq: u64,
+    /// When the hub had it.
+    pub(crate) at: Instant,
+    pub(crate) partition: Partition,
+    pub(crate) events: Vec<LiveEvent>,
+    pub(crate) place: Arc<Cursor>,
+    /// Something before `place` is gone for good.
+    pub(crate) lost: bool,
+    /// It stands in a group's queue as it is: every subscription there is shown the same.
+    pub(crate) shared: bool,
+    forms: Mutex<Vec<(Form, Utf8Bytes)>>,
+}
+
+impl Parcel {
+    pub(crate) fn new(
+        (seq, at): (u64, Instant),
+        partition: Partition,
+        events: Vec<LiveEvent>,
+        place: Arc<Cursor>,
+    ) -> Self {
+        let forms = Mutex::default();
+        Self { seq, at, partition, events, place, lost: false, shared: false, forms }
+    }
+
+    /// One for a group's queue.
+    pub(crate) fn shared(self) -> Self {
+        Self { shared: true, ..self }
+    }
+
+    /// The mark of a hole in a partition.
+    pub(crate) fn lost(at: (u64, Instant), partition: Partition, place: Arc<Cursor>) -> Self {
+        Self { lost: true, ..Self::new(at, partition, Vec::new(), place) }
+    }
+
+    /// The same step with these of its events, and another place after them.
+    pub(crate) fn cut(&self, events: Vec<LiveEvent>, place: Arc<Cursor>) -> Self {
+        let cut = Self::new((self.seq, self.at), self.partition, events, place);
+        Self { lost: self.lost, ..cut }
+    }
+
+    /// Bytes of its events.
+    pub(crate) fn bytes(&self) -> usize {
+        self.events.iter().map(|event| event.json.len()).sum()
+    }
+
+    /// The parcel in that form; made by `encode` the first time.
+    pub(crate) fn encoded(&self, form: &Form, encode: impl FnOnce() -> String) -> Utf8Bytes {
+        let mut forms = self.forms.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, known)) = forms.iter().find(|(known, _)| known == form) {
+            return known.clone();
+        }
+        let text = Utf8Bytes::from(encode());
+        if forms.len() < FORMS {
+            forms.push((form.clone(), text.clone()));
+        }
+        text
+    }
+}

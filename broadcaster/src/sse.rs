@@ -1,0 +1,228 @@
+//! `GET /v1/stream/sse`: server-sent events.
+//!
+//! First `event: hello`; then each event is one unnamed message whose `id` is the cursor after it, so that
+//! a break anywhere repeats nothing. The body pulls: what the client does not take is not made.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::http::{HeaderName, HeaderValue, header};
+use axum::response::{IntoResponse as _, Response};
+use bytes::Bytes;
+use futures_util::stream;
+use prometheus::IntGauge;
+use pulsestream_shared::log::Offset;
+use rand::RngExt as _;
+use serde_json::{Value, json};
+use tokio::time::{Instant, sleep_until};
+
+use crate::close::Close;
+use crate::cursor::Cursor;
+use crate::delivery::{Delivery, Outgoing};
+use crate::framed::wait_until;
+use crate::frames::hello_members;
+use crate::group::Bell;
+use crate::parcel::{Form, Parcel};
+use crate::resume::Start;
+use crate::stream::{Admitted, Stream};
+use crate::wish::Wish;
+
+/// What became of the cursor, for clients that look at headers.
+const RECOVERED: HeaderName = HeaderName::from_static("stream-recovered");
+/// Tells nginx not to gather the body.
+const BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
+/// After what pause a client comes back when the connection broke: `retry`, milliseconds.
+const RETRY_MS: std::ops::Range<u64> = 1_000..3_000;
+
+/// An open connection, counted.
+pub(crate) struct Open(IntGauge);
+
+impl Open {
+    pub(crate) fn count(gauge: IntGauge) -> Self {
+        gauge.inc();
+        Self(gauge)
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+struct Sse {
+    stream: Arc<Stream>,
+    admitted: Admitted,
+    bell: Bell,
+    delivery: Delivery,
+    /// Sent first.
+    hello: Option<String>,
+    beat_at: Instant,
+    end_at: Instant,
+    over: bool,
+    _open: Open,
+}
+
+/// The answer.
+pub(crate) fn answer(
+    stream: Arc<Stream>,
+    admitted: Admitted,
+    wish: Wish,
+    start: Start,
+) -> Response {
+    let recovered =
+        start.verdict.recovered().map_or("null", |yes| if yes { "true" } else { "false" });
+    let retry_ms = rand::rng().random_range(RETRY_MS);
+    let hello = format!("retry: {retry_ms}\n{}", hello_message(&start, stream.heartbeat_ms()));
+    let bell = Bell::default();
+    let delivery = stream.subscribe(wish, start, &bell);
+    let open = Open::count(stream.metrics.connections.with_label_values(&["sse"]));
+    let now = Instant::now();
+    let first_beat = stream.config.ping_interval.mul_f64(rand::rng().random_range(0.1..1.0));
+    let (beat_at, end_at) = (now + first_beat, now + stream.lifetime());
+    let hello = Some(hello);
+    let sse =
+        Sse { stream, admitted, bell, delivery, hello, beat_at, end_at, over: false, _open: open };
+    let body = Body::from_stream(stream::unfold(sse, async |mut sse| {
+        let chunk = sse.next().await?;
+        Some((Ok::<_, Infallible>(chunk), sse))
+    }));
+    let headers = [
+        (header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream")),
+        (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
+        (BUFFERING, HeaderValue::from_static("no")),
+        (RECOVERED, HeaderValue::from_static(recovered)),
+    ];
+    (headers, body).into_response()
+}
+
+impl Sse {
+    async fn next(&mut self) -> Option<Bytes> {
+        if self.over {
+            return None;
+        }
+        if let Some(hello) = self.hello.take() {
+            return Some(hello.into());
+        }
+        let ended = self.admitted.ended();
+        loop {
+            if ended.is_cancelled() {
+                return Some(self.go_away(Close::Revoked));
+            }
+            if let Some(outgoing) = self.delivery.pull(Instant::now()) {
+                return Some(self.encode(outgoing));
+            }
+            let due = self.delivery.due();
+            // Cancel safe: nothing is taken before the next pull.
+            tokio::select! {
+                biased;
+                () = ended.cancelled() => {}
+                () = wait_until(due, &self.bell) => {}
+                () = self.stream.drain.cancelled() => return Some(self.go_away(Close::Restart)),
+                () = sleep_until(self.end_at) => return Some(self.go_away(Close::Lifetime)),
+                () = sleep_until(self.beat_at) => return Some(self.beat()),
+            }
+        }
+    }
+
+    fn encode(&self, outgoing: Outgoing) -> Bytes {
+        match outgoing {
+            Outgoing::Events(parcels) => match &parcels[..] {
+                [parcel] => messages(parcel).into(),
+                parcels => parcels
+                    .iter()
+                    .map(|parcel| messages(parcel).to_string())
+                    .collect::<String>()
+                    .into(),
+            },
+            Outgoing::Gap(reason) => {
+                self.stream.metrics.gaps.with_label_values(&[reason.word()]).inc();
+                let cursor = self.delivery.place().seal();
+                let data = json!({"reason": reason.word(), "cursor": cursor, "missed": null});
+                named("gap", &data, Some(&cursor)).into()
+            }
+        }
+    }
+
+    /// A line without data keeps proxies from closing; `id` is told when it moved.
+    fn beat(&mut self) -> Bytes {
+        self.beat_at = Instant::now() + self.stream.config.ping_interval;
+        match self.delivery.moved() {
+            Some(place) => format!("id: {}\n\n", place.seal()).into(),
+            None => Bytes::from_static(b":\n\n"),
+        }
+    }
+
+    fn go_away(&mut self, close: Close) -> Bytes {
+        self.over = true;
+        let (code, reason) = close.frame();
+        self.stream.metrics.closes.with_label_values(&[&code.to_string()]).inc();
+        if close == Close::Revoked {
+            let data = json!({"code": code, "reason": reason});
+            return named("goaway", &data, None).into();
+        }
+        drop(self.delivery.moved());
+        let cursor = self.delivery.place().seal();
+        let within_ms = self.stream.reconnect_within_ms(close);
+        let after_ms = rand::rng().random_range(0..=within_ms);
+        let data = json!({
+            "code": code, "reason": reason, "reconnectAfterMs": after_ms, "cursor": cursor,
+        });
+        format!("retry: {after_ms}\n{}", named("goaway", &data, Some(&cursor))).into()
+    }
+}
+
+fn hello_message(start: &Start, heartbeat_ms: u64) -> String {
+    named("hello", &hello_members(start, heartbeat_ms), Some(&start.place.seal()))
+}
+
+fn named(name: &str, data: &Value, id: Option<&str>) -> String {
+    let id = id.map(|id| format!("id: {id}\n")).unwrap_or_default();
+    format!("event: {name}\n{id}data: {data}\n\n")
+}
+
+/// The parcel's events as messages, encoded once for all who are shown it.
+fn messages(parcel: &Parcel) -> axum::extract::ws::Utf8Bytes {
+    parcel.encoded(&Form::Sse, || {
+        let mut text = String::with_capacity(parcel.bytes() + parcel.events.len() * 160);
+        for (index, event) in parcel.events.iter().enumerate() {
+            // An event is JSON on one line, as the log has it.
+            let Ok(json) = std::str::from_utf8(&event.json) else { continue };
+            let last = index + 1 == parcel.events.len();
+            let id =
+                if last { parcel.place.seal() } else { place_after(parcel, event.offset).seal() };
+            text.push_str("id: ");
+            text.push_str(&id);
+            text.push_str("\ndata: ");
+            text.push_str(json);
+            text.push_str("\n\n");
+        }
+        text
+    })
+}
+
+/// The place after one event of a parcel.
+pub(crate) fn place_after(parcel: &Parcel, offset: Offset) -> Cursor {
+    parcel.place.with(parcel.partition, offset + 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::range::tests::event;
+
+    #[test]
+    fn every_message_carries_the_cursor_after_it() {
+        let place = Arc::new(Cursor { epoch: Uuid::from_u128(1), next: [4, 9].into() });
+        let events = vec![event(5, 1), event(7, 2)];
+        let parcel = Parcel::new((1, Instant::now()), 1, events, place.clone());
+        let text = messages(&parcel);
+        let ids: Vec<_> = text.lines().filter_map(|line| line.strip_prefix("id: ")).collect();
+        let after = |next| place.with(1, next).seal();
+        assert_eq!(ids, [after(6), after(9)]);
+        assert_eq!(text.matches("data: {\"value\":1}\n\n").count(), 2);
+    }
+}
