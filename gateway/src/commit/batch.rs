@@ -299,7 +299,7 @@ impl BatchCommit {
 
     fn settle(&self, change: Change) {
         match self.settle.upgrade() {
-            Some(queue) => change.queue(&queue, &self.metrics),
+            Some(queue) => change.queue(&queue, &self.locks.finishing, &self.metrics),
             None => self.metrics.outcomes_lost.inc(),
         }
     }

@@ -14,6 +14,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep};
 
 use super::breaker::Breakers;
+use super::finishing::Finishing;
 use super::settle::Change;
 use super::{Answer, MAX_GROUP, Owned, fill};
 use crate::metrics::GatewayMetrics;
@@ -33,6 +34,7 @@ pub(super) struct Lane {
     /// is never without work.
     pub(super) groups: usize,
     pub(super) settle: mpsc::Sender<Change>,
+    pub(super) finishing: Arc<Finishing>,
     pub(super) metrics: Arc<GatewayMetrics>,
 }
 
@@ -116,18 +118,22 @@ impl Lane {
                 let age_seconds = (clock::unix_us() - received_at_us).max(0) as f64 / 1e6;
                 self.metrics.logged.observe(age_seconds);
                 let trace = owned.waiting.attempt.trace.take();
-                Change::finish(&owned.lease).traced(trace).queue(&self.settle, &self.metrics);
+                Change::finish(&owned.lease).traced(trace).queue(
+                    &self.settle,
+                    &self.finishing,
+                    &self.metrics,
+                );
                 let local = owned.lease.is_local();
                 owned.waiting.answer(Answer::Accepted { local });
             }
             Err(AppendError::Refused(reason)) => {
                 tracing::warn!(%reason, "record refused");
-                Change::release(&owned.lease).queue(&self.settle, &self.metrics);
+                Change::release(&owned.lease).queue(&self.settle, &self.finishing, &self.metrics);
                 owned.waiting.answer(Answer::Failed(Code::LogUnavailable));
             }
             Err(AppendError::Unavailable(reason)) => {
                 tracing::debug!(%reason, "log unavailable");
-                Change::release(&owned.lease).queue(&self.settle, &self.metrics);
+                Change::release(&owned.lease).queue(&self.settle, &self.finishing, &self.metrics);
                 owned.waiting.answer(Answer::Failed(Code::LogUnavailable));
             }
             // The record may be in the log: the key keeps its lease and its fingerprint.

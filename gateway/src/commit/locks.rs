@@ -23,6 +23,7 @@ use tokio::time::Instant;
 
 use super::Answer;
 use super::breaker::CacheBreaker;
+use super::finishing::{Finishing, finish};
 use crate::body::is_too_old;
 use crate::idempotency::{Verdict, done, first_attempt, judge, next_attempt};
 use crate::metrics::GatewayMetrics;
@@ -90,6 +91,7 @@ pub(super) struct Locks {
     pub(super) cache: Arc<dyn Cache>,
     pub(super) breaker: CacheBreaker,
     pub(super) local: Arc<MemoryLocks>,
+    pub(super) finishing: Arc<Finishing>,
     pub(super) readiness: Readiness,
     pub(super) metrics: Arc<GatewayMetrics>,
     pub(super) lease: Duration,
@@ -144,8 +146,12 @@ impl Locks {
         }
         let requests: Vec<_> = claims.iter().map(|claim| self.request(claim, now)).collect();
         if !self.breaker.is_open() {
+            let finishing = self.finishing.among(claims);
             match self.cache.lock(&requests).await {
-                Ok(locked) => return self.use_replies(claims, &requests, locked, now).await,
+                Ok(mut locked) => {
+                    finish(&mut locked.replies, &finishing);
+                    return self.use_replies(claims, &requests, locked, now).await;
+                }
                 Err(error) => self.open_breaker(&error),
             }
         }

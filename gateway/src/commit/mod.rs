@@ -33,6 +33,7 @@ use crate::metrics::GatewayMetrics;
 
 mod batch;
 mod breaker;
+mod finishing;
 mod lane;
 mod locks;
 mod settle;
@@ -42,6 +43,7 @@ mod stage;
 use batch::BatchCommit;
 pub(crate) use batch::{Batch, BatchAnswer, BatchEvent};
 use breaker::{Breakers, Pass};
+use finishing::Finishing;
 use locks::Lease;
 use share::{Place, Shares};
 
@@ -206,7 +208,13 @@ pub(crate) fn start(context: &Context, metrics: Arc<GatewayMetrics>) -> Committe
 
     let (settle_queue, settling) = mpsc::channel(SETTLE_QUEUE);
     let local = Arc::new(MemoryLocks::new(config.local_locks));
-    let settle = settle::Settle::new(context.engine.cache.clone(), local.clone(), metrics.clone());
+    let finishing = Arc::new(Finishing::default());
+    let settle = settle::Settle {
+        cache: context.engine.cache.clone(),
+        local: local.clone(),
+        finishing: finishing.clone(),
+        metrics: metrics.clone(),
+    };
     context.spawn("settle stage", settle.run(settling));
 
     let mut lanes = Vec::new();
@@ -220,6 +228,7 @@ pub(crate) fn start(context: &Context, metrics: Arc<GatewayMetrics>) -> Committe
             index,
             groups: if alone { 1 } else { 2 },
             settle: settle_queue.clone(),
+            finishing: finishing.clone(),
             metrics: metrics.clone(),
         };
         context.spawn("append lane", lane.run(waiting));
@@ -230,6 +239,7 @@ pub(crate) fn start(context: &Context, metrics: Arc<GatewayMetrics>) -> Committe
         cache: context.engine.cache.clone(),
         breaker: breaker::CacheBreaker::new(metrics.cache_breaker.clone()),
         local: local.clone(),
+        finishing,
         readiness: context.readiness.clone(),
         metrics: metrics.clone(),
         lease: config.lease,

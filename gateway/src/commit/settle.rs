@@ -7,12 +7,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pulsestream_shared::cache::memory::MemoryLocks;
-use pulsestream_shared::cache::{Cache, LockChange};
+use pulsestream_shared::cache::{Cache, LockChange, LockKey};
 use pulsestream_shared::clock;
 use pulsestream_shared::traces::Trace;
 use tokio::sync::mpsc;
 use tokio::task::yield_now;
 
+use super::finishing::Finishing;
 use super::locks::Lease;
 use super::{MAX_GROUP, fill};
 use crate::idempotency::{after_refusal, done};
@@ -49,29 +50,38 @@ impl Change {
         Self { trace, ..self }
     }
 
-    /// Queues the change, or counts it as lost when too many wait.
-    pub(super) fn queue(self, queue: &mpsc::Sender<Self>, metrics: &GatewayMetrics) {
+    /// Queues the change, or counts it as lost when too many wait. To be called before the answer is given.
+    pub(super) fn queue(
+        self,
+        queue: &mpsc::Sender<Self>,
+        finishing: &Finishing,
+        metrics: &GatewayMetrics,
+    ) {
+        let key = self.finishes();
+        key.into_iter().for_each(|key| finishing.add(key));
         if queue.try_send(self).is_err() {
+            finishing.remove(key.into_iter());
             metrics.outcomes_lost.inc();
+        }
+    }
+
+    /// The key whose event is in the log, unless it is locked in this process alone.
+    fn finishes(&self) -> Option<LockKey> {
+        match self.change {
+            LockChange::Finish(key, _) if !self.local => Some(key),
+            _ => None,
         }
     }
 }
 
 pub(super) struct Settle {
-    cache: Arc<dyn Cache>,
-    local: Arc<MemoryLocks>,
-    metrics: Arc<GatewayMetrics>,
+    pub(super) cache: Arc<dyn Cache>,
+    pub(super) local: Arc<MemoryLocks>,
+    pub(super) finishing: Arc<Finishing>,
+    pub(super) metrics: Arc<GatewayMetrics>,
 }
 
 impl Settle {
-    pub(super) fn new(
-        cache: Arc<dyn Cache>,
-        local: Arc<MemoryLocks>,
-        metrics: Arc<GatewayMetrics>,
-    ) -> Self {
-        Self { cache, local, metrics }
-    }
-
     /// Runs until every sender is gone and the queue is empty.
     pub(super) async fn run(self, mut queue: mpsc::Receiver<Change>) {
         let mut group = Vec::with_capacity(MAX_GROUP);
@@ -81,6 +91,7 @@ impl Settle {
             fill(&mut group, &mut queue);
             let step = |change: &Change| change.trace.as_ref().map(|trace| trace.step("settle"));
             let steps: Vec<_> = group.iter().filter_map(step).collect();
+            let finished: Vec<_> = group.iter().filter_map(Change::finishes).collect();
             let (local, shared): (Vec<_>, Vec<_>) =
                 group.drain(..).partition(|change| change.local);
             let changes =
@@ -92,6 +103,7 @@ impl Settle {
             if !shared.is_empty() && !self.settle_shared(&shared).await {
                 self.metrics.outcomes_lost.inc_by(shared.len() as u64);
             }
+            self.finishing.remove(finished.into_iter());
             drop(steps);
         }
     }

@@ -63,7 +63,7 @@ impl LockStage {
         let Some(lane) = self.lanes.get(waiting.lane) else { return };
         let Err(refused) = lane.try_send(Owned { waiting, lease }) else { return };
         let Owned { waiting, lease } = refused.into_inner();
-        Change::release(&lease).queue(&self.settle, &self.metrics);
+        Change::release(&lease).queue(&self.settle, &self.locks.finishing, &self.metrics);
         waiting.answer(Answer::Failed(Code::Overloaded));
     }
 }
