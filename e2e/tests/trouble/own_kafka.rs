@@ -3,8 +3,10 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::time::Duration;
 
 use futures_util::future::join_all;
+use pulsestream_shared::testing::wait_for;
 use tokio::process::Command;
 
 /// Its data live in a scratch folder; it ends with this value.
@@ -56,7 +58,7 @@ impl OwnKafka {
 
     /// `kill -9` to every node; their data stay.
     pub(crate) async fn kill(&self) {
-        self.signal("KILL").await;
+        join_all(self.nodes.iter().map(Node::kill)).await;
     }
 
     /// Starts every node again on its data and port; returns when they answer.
@@ -75,9 +77,14 @@ impl Node {
         assert!(sent.expect("kill runs").success());
     }
 
-    /// `kill -9`; its data stay.
+    /// `kill -9`; its data stay. Returns when it is gone: `scripts/services` takes a process that is still
+    /// being ended for one that runs, and would not start it again.
     pub(crate) async fn kill(&self) {
+        let pid = std::fs::read_to_string(self.path("pid")).expect("a pid");
+        let folder = format!("/proc/{}/cwd", pid.trim());
         self.signal("KILL").await;
+        let is_gone = async || std::fs::read_link(&folder).is_err();
+        wait_for("the end of a killed node", Duration::from_secs(30), is_gone).await;
     }
 
     /// Starts it again on its data and port; returns when it answers.
