@@ -8,6 +8,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use pulsestream_shared::testing::wait_for;
 use tokio::process::Command;
+use tokio::sync::{Mutex, MutexGuard};
 
 /// Its data live in a scratch folder; it ends with this value.
 pub(crate) struct OwnKafka {
@@ -16,7 +17,12 @@ pub(crate) struct OwnKafka {
     /// By their numbers, which begin at 1.
     pub(crate) nodes: Vec<Node>,
     folder: tempfile::TempDir,
+    /// Given up last.
+    _turn: Option<MutexGuard<'static, ()>>,
 }
+
+/// One cluster at a time: what two of them and their load do to a machine of two cores makes answers late.
+static CLUSTERS: Mutex<()> = Mutex::const_new(());
 
 /// One process of it.
 #[derive(Clone)]
@@ -29,21 +35,23 @@ pub(crate) struct Node {
 impl OwnKafka {
     /// One node.
     pub(crate) async fn start() -> Self {
-        Self::of(&["kafka"]).await
+        Self::of(&["kafka"], None).await
     }
 
     /// Three nodes.
     pub(crate) async fn cluster() -> Self {
-        Self::of(&["kafka-1", "kafka-2", "kafka-3"]).await
+        let turn = CLUSTERS.lock().await;
+        Self::of(&["kafka-1", "kafka-2", "kafka-3"], Some(turn)).await
     }
 
-    async fn of(names: &[&'static str]) -> Self {
+    async fn of(names: &[&'static str], turn: Option<MutexGuard<'static, ()>>) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let printed = up(folder.path(), names).await;
         let line = printed.lines().find_map(|line| line.strip_prefix("export KAFKA_BROKERS="));
         let brokers = line.expect("an address").to_owned();
         let node = |name| Node { name, root: folder.path().to_owned() };
-        Self { brokers, nodes: names.iter().copied().map(node).collect(), folder }
+        let nodes = names.iter().copied().map(node).collect();
+        Self { brokers, nodes, folder, _turn: turn }
     }
 
     /// The node of that number.
