@@ -9,12 +9,11 @@ use std::time::Duration;
 
 use moka::future::Cache;
 use pulsestream_shared::event::{ClientId, EventId};
-use pulsestream_shared::log::{
-    Bounds, EventLog, LogError, Offset, Partition, ReadLimit, Record, Topic,
-};
+use pulsestream_shared::log::{EventLog, LogError, Offset, Partition, ReadLimit, Record, Topic};
 use tokio::sync::Semaphore;
 use uuid::Uuid;
 
+use crate::hub::first_kept;
 use crate::range::{LiveEvent, Range};
 
 /// Offsets of one block.
@@ -131,9 +130,4 @@ impl Block {
             Logged { event, at_ms }
         }));
     }
-}
-
-fn first_kept(bounds: &[Bounds], partition: Partition) -> Offset {
-    let index = usize::try_from(partition).unwrap_or(usize::MAX);
-    bounds.get(index).map_or(0, |bounds| bounds.first)
 }

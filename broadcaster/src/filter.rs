@@ -1,5 +1,7 @@
 //! What a subscriber asked for.
 
+use std::borrow::Cow;
+
 use pulsestream_shared::event::{ClientId, DeviceId, EVENT_TYPE_CHARS};
 use pulsestream_shared::problem::{Code, FieldError, Problem};
 use url::form_urlencoded;
@@ -33,23 +35,17 @@ impl Filter {
     /// 400 with every fault.
     pub(crate) fn parse(audience: Audience, query: &str) -> Result<Self, Problem> {
         let mut filter = Self { audience, devices: Vec::new(), event_types: Vec::new() };
-        let mut errors = Vec::new();
-        for (name, value) in form_urlencoded::parse(query.as_bytes()) {
-            let fault = match name.as_ref() {
-                "deviceId" => match DeviceId::parse(&value) {
-                    Some(device) => keep(&mut filter.devices, device),
-                    None => Some("deviceId must be a UUID in hyphenated form"),
-                },
-                "eventType" if EVENT_TYPE_CHARS.contains(&value.chars().count()) => {
-                    keep(&mut filter.event_types, value.into_owned())
-                }
-                "eventType" => Some("expected 2 to 50 characters"),
-                _ => None,
-            };
-            if let Some(message) = fault {
-                errors.push(FieldError { field: name.into_owned(), message: message.to_owned() });
+        let errors = faults(query, |name, value| match name {
+            "deviceId" => match DeviceId::parse(value) {
+                Some(device) => keep(&mut filter.devices, device),
+                None => Err("deviceId must be a UUID in hyphenated form"),
+            },
+            "eventType" if EVENT_TYPE_CHARS.contains(&value.chars().count()) => {
+                keep(&mut filter.event_types, value.to_owned())
             }
-        }
+            "eventType" => Err("expected 2 to 50 characters"),
+            _ => Ok(()),
+        });
         if errors.is_empty() {
             // Whoever asks for the same is of one group, in whatever order it was written.
             filter.devices.sort_unstable();
@@ -88,12 +84,24 @@ impl Filter {
     }
 }
 
-fn keep<T>(list: &mut Vec<T>, value: T) -> Option<&'static str> {
+/// Reads every parameter of a query string; what was wrong with those that were refused.
+pub(crate) fn faults(
+    query: &str,
+    mut read: impl FnMut(&str, &str) -> Result<(), &'static str>,
+) -> Vec<FieldError> {
+    let fault = |(name, value): (Cow<'_, str>, Cow<'_, str>)| {
+        let message = read(&name, &value).err()?;
+        Some(FieldError { field: name.into_owned(), message: message.to_owned() })
+    };
+    form_urlencoded::parse(query.as_bytes()).filter_map(fault).collect()
+}
+
+fn keep<T>(list: &mut Vec<T>, value: T) -> Result<(), &'static str> {
     if list.len() >= MOST {
-        return Some("at most 100 values");
+        return Err("at most 100 values");
     }
     list.push(value);
-    None
+    Ok(())
 }
 
 #[cfg(test)]

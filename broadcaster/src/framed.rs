@@ -8,19 +8,18 @@ use std::time::Duration;
 
 use axum::extract::ws::{Message, Utf8Bytes, WebSocket};
 use bytes::Bytes;
-use futures_util::{SinkExt as _, StreamExt as _};
-use rand::RngExt as _;
-use tokio::time::{Instant, sleep_until, timeout};
+use futures_util::StreamExt as _;
+use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use crate::close::Close;
 use crate::commands::{Command, Fault};
 use crate::delivery::{Delivery, Outgoing};
 use crate::frames;
-use crate::group::Bell;
+use crate::group::{Bell, wait_until};
 use crate::heart::Heart;
 use crate::resume::{Start, judge};
-use crate::socket::{Gone, STUCK, send};
+use crate::socket::{Gone, Stuck, send, write};
 use crate::stream::{Admitted, Stream};
 use crate::wish::Wish;
 
@@ -69,12 +68,10 @@ impl Framed {
 
     /// Serves the socket until either side ends it.
     pub(crate) async fn run(mut self, mut websocket: WebSocket) {
-        let open = self.stream.metrics.connections.with_label_values(&["framed"]);
-        open.inc();
+        let _open = self.stream.metrics.open("framed");
         if let Ok(close) = self.serve(&mut websocket).await {
             close.tell(&mut websocket, &self.stream.metrics).await;
         }
-        open.dec();
     }
 
     async fn serve(&mut self, websocket: &mut WebSocket) -> Result<Close, Gone> {
@@ -174,20 +171,14 @@ impl Framed {
         if frames.is_empty() {
             return Ok(None);
         }
-        let write = timeout(STUCK, async {
-            for frame in frames {
-                websocket.feed(Message::Text(frame)).await?;
-            }
-            websocket.flush().await
-        });
         // The library keeps what a write given up had handed to it, so the close frame comes after whole
         // frames.
         tokio::select! {
             biased;
             () = self.ended.cancelled() => Ok(Some(Close::Revoked)),
-            written = write => match written {
-                Ok(written) => written.map(|()| None).map_err(Gone::from),
-                Err(_) => Ok(Some(Close::Missed)),
+            written = write(websocket, frames) => match written? {
+                Stuck::No => Ok(None),
+                Stuck::Yes => Ok(Some(Close::Missed)),
             },
         }
     }
@@ -205,7 +196,7 @@ impl Framed {
             }
         }
         self.subs.iter_mut().for_each(|sub| drop(sub.delivery.moved()));
-        let after_ms = rand::rng().random_range(0..=self.stream.reconnect_within_ms(close));
+        let after_ms = self.stream.reconnect_after_ms(close);
         let places = self.subs.iter().map(|sub| (&sub.name, sub.delivery.place()));
         let goaway = frames::goaway(after_ms, places);
         send(websocket, Message::Text(goaway.into())).await?;
@@ -246,16 +237,5 @@ impl Framed {
                 })
             }
         }
-    }
-}
-
-/// Waits until that moment or until the bell rings.
-pub(crate) async fn wait_until(due: Option<Instant>, bell: &Bell) {
-    match due {
-        None => bell.notified().await,
-        Some(due) => tokio::select! {
-            () = sleep_until(due) => {}
-            () = bell.notified() => {}
-        },
     }
 }

@@ -8,13 +8,24 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep_until};
 
 use crate::filter::Filter;
 use crate::parcel::Parcel;
 
 /// Rings when a subscription should look; several may share one.
 pub(crate) type Bell = Arc<Notify>;
+
+/// Waits until that moment or until the bell rings.
+pub(crate) async fn wait_until(due: Option<Instant>, bell: &Bell) {
+    match due {
+        None => bell.notified().await,
+        Some(due) => tokio::select! {
+            () = sleep_until(due) => {}
+            () = bell.notified() => {}
+        },
+    }
+}
 
 /// A subscription within its group.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

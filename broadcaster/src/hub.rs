@@ -385,7 +385,8 @@ fn partition_number(index: usize) -> Partition {
     Partition::try_from(index).unwrap_or(Partition::MAX)
 }
 
-fn first_kept(bounds: &[Bounds], partition: Partition) -> Offset {
+/// Where the partition begins.
+pub(crate) fn first_kept(bounds: &[Bounds], partition: Partition) -> Offset {
     let index = usize::try_from(partition).unwrap_or(usize::MAX);
     bounds.get(index).map_or(0, |bounds| bounds.first)
 }

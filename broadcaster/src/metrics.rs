@@ -1,13 +1,13 @@
 //! Every metric of the broadcaster.
 
-use prometheus::{HistogramVec, IntCounter, IntCounterVec, IntGaugeVec};
+use prometheus::{HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
 use pulsestream_shared::metrics::Metrics;
 use pulsestream_shared::service::Context;
 
 /// The broadcaster's metrics; all without the prefix `pulsestream_`.
 pub(crate) struct LiveMetrics {
     /// Open connections.
-    pub(crate) connections: IntGaugeVec,
+    connections: IntGaugeVec,
     /// Connections the server closed, by close code.
     pub(crate) closes: IntCounterVec,
     /// Events handed to a subscriber's queue.
@@ -30,7 +30,23 @@ pub(crate) struct LiveMetrics {
     pub(crate) freshness: HistogramVec,
 }
 
+/// An open connection; counted until it is dropped.
+pub(crate) struct Open(IntGauge);
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
 impl LiveMetrics {
+    /// Counts a connection of that transport.
+    pub(crate) fn open(&self, transport: &str) -> Open {
+        let gauge = self.connections.with_label_values(&[transport]);
+        gauge.inc();
+        Open(gauge)
+    }
+
     pub(crate) fn new(context: &Context) -> Self {
         let metrics = Metrics(&context.registry);
         let new = Self {

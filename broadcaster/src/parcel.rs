@@ -69,6 +69,16 @@ impl Parcel {
         Self { lost: self.lost, ..cut }
     }
 
+    /// The place after one of its events.
+    pub(crate) fn place_after(&self, index: usize) -> Cursor {
+        match self.events.get(index) {
+            Some(event) if index + 1 < self.events.len() => {
+                self.place.with(self.partition, event.offset + 1)
+            }
+            _ => Cursor::clone(&self.place),
+        }
+    }
+
     /// Bytes of its events.
     pub(crate) fn bytes(&self) -> usize {
         self.events.iter().map(|event| event.json.len()).sum()

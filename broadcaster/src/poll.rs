@@ -7,17 +7,15 @@ use std::time::Duration;
 
 use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse as _, Response};
-use pulsestream_shared::problem::{Code, FieldError, Problem};
+use pulsestream_shared::problem::{Code, Problem};
 use tokio::time::{Instant, sleep_until};
-use url::form_urlencoded;
 
 use crate::cursor::Cursor;
 use crate::delivery::{Delivery, Outgoing};
-use crate::framed::wait_until;
-use crate::group::Bell;
+use crate::filter::faults;
+use crate::group::{Bell, wait_until};
 use crate::parcel::Parcel;
 use crate::resume::{Start, Verdict};
-use crate::sse::{Open, place_after};
 use crate::stream::{Admitted, Stream};
 use crate::wish::{Mode, Wish};
 
@@ -44,29 +42,21 @@ impl Terms {
     /// 400 with every fault.
     pub(crate) fn parse(query: &str) -> Result<Self, Problem> {
         let mut terms = Self { limit: DEFAULT_LIMIT, wait: Duration::ZERO };
-        let mut errors = Vec::new();
-        for (name, value) in form_urlencoded::parse(query.as_bytes()) {
-            let fault = match name.as_ref() {
-                "limit" => match value.parse().ok().filter(|limit| (1..=MOST).contains(limit)) {
-                    Some(limit) => {
-                        terms.limit = limit;
-                        None
-                    }
-                    None => Some("expected a whole number, 1 to 1000"),
-                },
-                "wait" => match value.parse().ok().filter(|wait| *wait <= MOST_WAIT) {
-                    Some(wait) => {
-                        terms.wait = Duration::from_secs(wait);
-                        None
-                    }
-                    None => Some("expected a whole number of seconds, 0 to 30"),
-                },
-                _ => None,
-            };
-            if let Some(message) = fault {
-                errors.push(FieldError { field: name.into_owned(), message: message.to_owned() });
+        let errors = faults(query, |name, value| {
+            match name {
+                "limit" => {
+                    let limit = value.parse().ok().filter(|limit| (1..=MOST).contains(limit));
+                    terms.limit = limit.ok_or("expected a whole number, 1 to 1000")?;
+                }
+                "wait" => {
+                    let wait = value.parse().ok().filter(|wait| *wait <= MOST_WAIT);
+                    let wait = wait.ok_or("expected a whole number of seconds, 0 to 30")?;
+                    terms.wait = Duration::from_secs(wait);
+                }
+                _ => {}
             }
-        }
+            Ok(())
+        });
         if errors.is_empty() {
             Ok(terms)
         } else {
@@ -87,7 +77,7 @@ pub(crate) async fn answer(
     if verdict != Verdict::Recovered {
         return render(&start.place, verdict.recovered(), verdict.reason(), "");
     }
-    let _open = Open::count(stream.metrics.connections.with_label_values(&["poll"]));
+    let _open = stream.metrics.open("poll");
     let bell = Bell::default();
     let delivery = stream.subscribe(Wish { mode: Mode::Live, ..wish }, start, &bell);
     let begun_at = Instant::now();
@@ -166,13 +156,7 @@ impl Page {
             self.json.push_str(json);
             self.count += 1;
             if self.count >= self.terms.limit || self.json.len() > MOST_BYTES {
-                let last = index + 1 == parcel.events.len();
-                let place = if last {
-                    Cursor::clone(&parcel.place)
-                } else {
-                    place_after(parcel, event.offset)
-                };
-                self.end = Some(End::Full(place));
+                self.end = Some(End::Full(parcel.place_after(index)));
                 return;
             }
         }

@@ -21,7 +21,7 @@ use crate::stream::Admitted;
 /// Frames written with one flush.
 const FRAMES_PER_WRITE: usize = 128;
 /// A socket that takes nothing for so long is closed.
-pub(crate) const STUCK: Duration = Duration::from_secs(15);
+const STUCK: Duration = Duration::from_secs(15);
 
 pub(crate) struct Socket {
     pub(crate) inbox: Inbox,
@@ -47,13 +47,11 @@ impl From<axum::Error> for Gone {
 impl Socket {
     /// Serves the socket until either side ends it.
     pub(crate) async fn run(mut self, mut websocket: WebSocket) {
-        let open = self.metrics.connections.with_label_values(&["websocket"]);
-        open.inc();
+        let _open = self.metrics.open("websocket");
         if let Ok(close) = self.serve(&mut websocket).await {
             close.tell(&mut websocket, &self.metrics).await;
         }
         drop(self.registration);
-        open.dec();
     }
 
     async fn serve(&mut self, websocket: &mut WebSocket) -> Result<Close, Gone> {
@@ -109,24 +107,33 @@ impl Socket {
         frames: &mut Vec<Utf8Bytes>,
     ) -> Result<Stuck, Gone> {
         let bytes: usize = frames.iter().map(|frame| frame.len()).sum();
-        let written = timeout(STUCK, async {
-            for frame in frames.drain(..) {
-                websocket.feed(Message::Text(frame)).await?;
-            }
-            websocket.flush().await
-        });
-        let written = written.await;
+        let written = write(websocket, frames.drain(..)).await;
         self.inbox.queued.fetch_sub(bytes, Ordering::Relaxed);
-        match written {
-            Ok(written) => written.map(|()| Stuck::No).map_err(Gone::from),
-            Err(_) => Ok(Stuck::Yes),
-        }
+        written
     }
 }
 
-enum Stuck {
+/// Whether the client takes nothing.
+pub(crate) enum Stuck {
     Yes,
     No,
+}
+
+/// Writes frames with one flush.
+pub(crate) async fn write(
+    websocket: &mut WebSocket,
+    frames: impl IntoIterator<Item = Utf8Bytes>,
+) -> Result<Stuck, Gone> {
+    let written = timeout(STUCK, async {
+        for frame in frames {
+            websocket.feed(Message::Text(frame)).await?;
+        }
+        websocket.flush().await
+    });
+    match written.await {
+        Ok(written) => written.map(|()| Stuck::No).map_err(Gone::from),
+        Err(_) => Ok(Stuck::Yes),
+    }
 }
 
 pub(crate) async fn send(websocket: &mut WebSocket, message: Message) -> Result<(), Gone> {

@@ -11,18 +11,15 @@ use axum::http::{HeaderName, HeaderValue, header};
 use axum::response::{IntoResponse as _, Response};
 use bytes::Bytes;
 use futures_util::stream;
-use prometheus::IntGauge;
-use pulsestream_shared::log::Offset;
 use rand::RngExt as _;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep_until};
 
 use crate::close::Close;
-use crate::cursor::Cursor;
 use crate::delivery::{Delivery, Outgoing};
-use crate::framed::wait_until;
 use crate::frames::hello_members;
-use crate::group::Bell;
+use crate::group::{Bell, wait_until};
+use crate::metrics::Open;
 use crate::parcel::{Form, Parcel};
 use crate::resume::Start;
 use crate::stream::{Admitted, Stream};
@@ -34,22 +31,6 @@ const RECOVERED: HeaderName = HeaderName::from_static("stream-recovered");
 const BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 /// After what pause a client comes back when the connection broke: `retry`, milliseconds.
 const RETRY_MS: std::ops::Range<u64> = 1_000..3_000;
-
-/// An open connection, counted.
-pub(crate) struct Open(IntGauge);
-
-impl Open {
-    pub(crate) fn count(gauge: IntGauge) -> Self {
-        gauge.inc();
-        Self(gauge)
-    }
-}
-
-impl Drop for Open {
-    fn drop(&mut self) {
-        self.0.dec();
-    }
-}
 
 struct Sse {
     stream: Arc<Stream>,
@@ -77,7 +58,7 @@ pub(crate) fn answer(
     let hello = format!("retry: {retry_ms}\n{}", hello_message(&start, stream.heartbeat_ms()));
     let bell = Bell::default();
     let delivery = stream.subscribe(wish, start, &bell);
-    let open = Open::count(stream.metrics.connections.with_label_values(&["sse"]));
+    let open = stream.metrics.open("sse");
     let now = Instant::now();
     let first_beat = stream.config.ping_interval.mul_f64(rand::rng().random_range(0.1..1.0));
     let (beat_at, end_at) = (now + first_beat, now + stream.lifetime());
@@ -164,8 +145,7 @@ impl Sse {
         }
         drop(self.delivery.moved());
         let cursor = self.delivery.place().seal();
-        let within_ms = self.stream.reconnect_within_ms(close);
-        let after_ms = rand::rng().random_range(0..=within_ms);
+        let after_ms = self.stream.reconnect_after_ms(close);
         let data = json!({
             "code": code, "reason": reason, "reconnectAfterMs": after_ms, "cursor": cursor,
         });
@@ -189,11 +169,8 @@ fn messages(parcel: &Parcel) -> axum::extract::ws::Utf8Bytes {
         for (index, event) in parcel.events.iter().enumerate() {
             // An event is JSON on one line, as the log has it.
             let Ok(json) = std::str::from_utf8(&event.json) else { continue };
-            let last = index + 1 == parcel.events.len();
-            let id =
-                if last { parcel.place.seal() } else { place_after(parcel, event.offset).seal() };
             text.push_str("id: ");
-            text.push_str(&id);
+            text.push_str(&parcel.place_after(index).seal());
             text.push_str("\ndata: ");
             text.push_str(json);
             text.push_str("\n\n");
@@ -202,16 +179,12 @@ fn messages(parcel: &Parcel) -> axum::extract::ws::Utf8Bytes {
     })
 }
 
-/// The place after one event of a parcel.
-pub(crate) fn place_after(parcel: &Parcel, offset: Offset) -> Cursor {
-    parcel.place.with(parcel.partition, offset + 1)
-}
-
 #[cfg(test)]
 mod tests {
     use uuid::Uuid;
 
     use super::*;
+    use crate::cursor::Cursor;
     use crate::range::tests::event;
 
     #[test]

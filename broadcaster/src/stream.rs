@@ -164,13 +164,14 @@ impl Stream {
         self.config.stream_age.mul_f64(rand::rng().random_range(0.5..=1.0))
     }
 
-    /// Within how many milliseconds the client is asked to come back.
-    pub(crate) const fn reconnect_within_ms(&self, close: Close) -> u64 {
-        match close {
+    /// After how many milliseconds a client is asked to come back; random, so that not all come together.
+    pub(crate) fn reconnect_after_ms(&self, close: Close) -> u64 {
+        let within_ms = match close {
             // The others of this process are there at once.
             Close::Lifetime => 500,
             _ => 5_000,
-        }
+        };
+        rand::rng().random_range(0..=within_ms)
     }
 
     fn start_framed(

@@ -3,9 +3,8 @@
 use std::time::Duration;
 
 use pulsestream_shared::problem::{Code, FieldError, Problem};
-use url::form_urlencoded;
 
-use crate::filter::{Audience, Filter};
+use crate::filter::{Audience, Filter, faults};
 use crate::resume::From;
 
 const DEFAULT_WINDOW: Duration = Duration::from_millis(50);
@@ -42,24 +41,20 @@ impl Wish {
             errors.extend_from_slice(problem.fields());
         }
         let (mut mode, mut window, mut from) = (None, None, None);
-        for (name, value) in form_urlencoded::parse(query.as_bytes()) {
-            let read = match name.as_ref() {
-                "mode" => read_mode(&value).map(|named| mode = Some(named)),
-                "windowMs" => read_window(&value).map(|length| window = Some(length)),
-                "cursor" if value.is_empty() => Err("is empty: leave it out to begin now"),
-                "cursor" => {
-                    from = Some(From::cursor(&value));
-                    Ok(())
-                }
-                _ => Ok(()),
-            };
-            if let Err(message) = read {
-                errors.push(fault(&name, message));
+        errors.extend(faults(query, |name, value| {
+            match name {
+                "mode" => mode = Some(read_mode(value)?),
+                "windowMs" => window = Some(read_window(value)?),
+                "cursor" if value.is_empty() => return Err("is empty: leave it out to begin now"),
+                "cursor" => from = Some(From::cursor(value)),
+                _ => {}
             }
-        }
+            Ok(())
+        }));
         let framed = mode.is_some() || from.is_some();
         if window.is_some() && mode != Some(Named::Window) {
-            errors.push(fault("windowMs", "goes with mode=window"));
+            let message = "goes with mode=window".to_owned();
+            errors.push(FieldError { field: "windowMs".to_owned(), message });
         }
         let mode = match mode {
             Some(Named::Window) => Mode::Window(window.unwrap_or(DEFAULT_WINDOW)),
@@ -92,10 +87,6 @@ fn read_mode(value: &str) -> Result<Named, &'static str> {
 fn read_window(value: &str) -> Result<Duration, &'static str> {
     let ms = value.parse().ok().filter(|ms| *ms <= MOST_WINDOW_MS);
     ms.map(Duration::from_millis).ok_or("expected a whole number of milliseconds, 0 to 1000")
-}
-
-fn fault(field: &str, message: &str) -> FieldError {
-    FieldError { field: field.to_owned(), message: message.to_owned() }
 }
 
 #[cfg(test)]
