@@ -79,17 +79,15 @@ impl OwnKafka {
 impl Node {
     /// Sends it a signal by name.
     pub(crate) async fn signal(&self, name: &str) {
-        let pid = std::fs::read_to_string(self.path("pid")).expect("a pid");
-        let signal = format!("-{name}");
-        let sent = Command::new("kill").args([&signal, pid.trim()]).status().await;
+        let (signal, pid) = (format!("-{name}"), self.pid());
+        let sent = Command::new("kill").args([signal, pid]).status().await;
         assert!(sent.expect("kill runs").success());
     }
 
     /// `kill -9`; its data stay. Returns when it is gone: `scripts/services` takes a process that is still
     /// being ended for one that runs, and would not start it again.
     pub(crate) async fn kill(&self) {
-        let pid = std::fs::read_to_string(self.path("pid")).expect("a pid");
-        let folder = format!("/proc/{}/cwd", pid.trim());
+        let folder = format!("/proc/{}/cwd", self.pid());
         self.signal("KILL").await;
         let is_gone = async || std::fs::read_link(&folder).is_err();
         wait_for("the end of a killed node", Duration::from_secs(30), is_gone).await;
@@ -102,7 +100,16 @@ impl Node {
 
     /// Where it listens.
     pub(crate) fn address(&self) -> String {
-        format!("127.0.0.1:{}", std::fs::read_to_string(self.path("port")).expect("a port").trim())
+        format!("127.0.0.1:{}", self.noted("port"))
+    }
+
+    fn pid(&self) -> String {
+        self.noted("pid")
+    }
+
+    /// What `scripts/services` wrote down of it.
+    fn noted(&self, name: &str) -> String {
+        std::fs::read_to_string(self.path(name)).expect(name).trim().to_owned()
     }
 
     /// Starts it anew as one whose address is that one, to clients and to the other nodes.
