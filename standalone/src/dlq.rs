@@ -14,7 +14,7 @@ use pulsestream_shared::engine::{self, AttachedLog, Stores};
 use pulsestream_shared::event::ClientId;
 use pulsestream_shared::log::STORE_GROUP;
 use pulsestream_shared::process::Failure;
-use pulsestream_shared::store::{Letter, LetterFilter, LetterState};
+use pulsestream_shared::store::{Letter, LetterFilter, LetterPlace, LetterState, Progress};
 
 mod bytes;
 mod copies;
@@ -100,7 +100,8 @@ pub(crate) async fn run(command: DlqCommand, config: Config) -> Result<(), Failu
             list::run(&desk, &which.filter(&desk)?, limit, json).await
         }
         DlqCommand::Show { letter, json } => {
-            let letter = desk.one(&letter).await?;
+            let progress = desk.progress().await?;
+            let letter = judged(desk.one(&letter).await?, &progress);
             let log = open_log(&config).await?;
             let shown = show::run(&desk, &log, letter, json).await;
             log.close().await;
@@ -155,19 +156,9 @@ impl Desk {
         self.clients.get(&client).cloned().unwrap_or_else(|| client.to_string())
     }
 
-    /// A page of letters behind one, each with what it waits for.
-    async fn page(
-        &self,
-        filter: &LetterFilter,
-        after: Option<&Letter>,
-    ) -> Result<Vec<(Letter, LetterState)>, String> {
-        // Before the letters, see `Letter::state`.
-        let progress = self.stores.events.progress(STORE_GROUP).await;
-        let progress = progress.map_err(|error| error.to_string())?;
-        let after = after.map(|letter| letter.place);
-        let letters = self.stores.letters.walk(filter, after, PAGE).await;
-        let letters = letters.map_err(|error| error.to_string())?;
-        Ok(letters.into_iter().map(|letter| judged(letter, &progress)).collect())
+    /// How far the store has come; to be read before the letters it judges, see `Letter::state`.
+    async fn progress(&self) -> Result<Vec<Progress>, String> {
+        self.stores.events.progress(STORE_GROUP).await.map_err(|error| error.to_string())
     }
 
     /// The one letter of that name.
@@ -207,10 +198,34 @@ impl Desk {
     }
 }
 
-fn judged(
-    letter: Letter,
-    progress: &[pulsestream_shared::store::Progress],
-) -> (Letter, LetterState) {
+/// All letters that are meant, page by page in the order of their places.
+struct Pages<'a> {
+    desk: &'a Desk,
+    filter: &'a LetterFilter,
+    after: Option<LetterPlace>,
+    ended: bool,
+}
+
+impl<'a> Pages<'a> {
+    fn of(desk: &'a Desk, filter: &'a LetterFilter) -> Self {
+        Self { desk, filter, after: None, ended: false }
+    }
+
+    /// The next letters, each with what it waits for; none: there are no more.
+    async fn next(&mut self) -> Result<Vec<(Letter, LetterState)>, String> {
+        if self.ended {
+            return Ok(Vec::new());
+        }
+        let progress = self.desk.progress().await?;
+        let letters = self.desk.stores.letters.walk(self.filter, self.after, PAGE).await;
+        let letters = letters.map_err(|error| error.to_string())?;
+        self.after = letters.last().map(|letter| letter.place);
+        self.ended = letters.len() < PAGE;
+        Ok(letters.into_iter().map(|letter| judged(letter, &progress)).collect())
+    }
+}
+
+fn judged(letter: Letter, progress: &[Progress]) -> (Letter, LetterState) {
     let state = letter.state(progress);
     (letter, state)
 }

@@ -42,6 +42,17 @@ pub struct LetterPlace {
     pub offset: Offset,
 }
 
+impl LetterPlace {
+    /// Of the columns of a row, which has all of them or none.
+    pub(super) fn of_columns(
+        partition: Option<Partition>,
+        epoch: Option<Uuid>,
+        offset: Option<Offset>,
+    ) -> Option<Self> {
+        Some(Self { partition: partition?, epoch: epoch?, offset: offset? })
+    }
+}
+
 impl fmt::Display for LetterPlace {
     /// `PARTITION-OFFSET@EPOCH`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

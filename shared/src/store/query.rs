@@ -268,6 +268,11 @@ pub(super) fn by_device(rows: Vec<(DeviceId, Latest)>) -> Vec<DeviceState> {
     devices
 }
 
+/// A limit as SQL has it.
+pub(super) fn rows_at_most(limit: usize) -> i64 {
+    i64::try_from(limit).unwrap_or(i64::MAX)
+}
+
 /// Cuts a page out of rows of which one more than `limit` was asked for.
 pub(super) fn page_of<Row, Key>(
     mut rows: Vec<Row>,

@@ -8,7 +8,7 @@
 use std::collections::HashSet;
 
 use super::settle::transient;
-use super::{DeadCopy, DeadLetter, DeadLetterSink, LetterPlace, StoreError, StoreRow};
+use super::{DeadCopy, DeadLetter, DeadLetterSink, LetterPlace, StoreBatch, StoreError, StoreRow};
 
 /// The letters of the rows that did not die, in the order of their places: two transactions lock them in
 /// one order.
@@ -28,6 +28,14 @@ pub(super) fn stored_letters<'a>(
     letters.sort_unstable();
     letters.dedup();
     letters
+}
+
+/// The name of a letter that dies for the first time: where it lies. Every record of a batch has a place in
+/// it: `check_places`.
+pub(super) fn place_of(letter: &DeadLetter, batch: &StoreBatch<'_>) -> LetterPlace {
+    let place = batch.from.iter().find(|place| place.partition == letter.partition);
+    let epoch = place.map(|place| place.epoch).unwrap_or_default();
+    LetterPlace { partition: letter.partition, epoch, offset: letter.offset }
 }
 
 /// Parts the letters that are in the table from those whose row is gone; answers how many those are.

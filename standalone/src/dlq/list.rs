@@ -1,6 +1,5 @@
 //! `pulsestream dlq list`.
 
-use pulsestream_shared::log::STORE_GROUP;
 use pulsestream_shared::process::Failure;
 use pulsestream_shared::store::{Letter, LetterFilter, LetterState, Progress};
 use serde_json::{Value, json};
@@ -16,8 +15,7 @@ pub(super) async fn run(
     as_json: bool,
 ) -> Result<(), Failure> {
     let stores = &desk.stores;
-    // Before the letters, see `Letter::state`.
-    let progress = stores.events.progress(STORE_GROUP).await.map_err(|it| it.to_string())?;
+    let progress = desk.progress().await?;
     let letters = stores.letters.newest(filter, limit).await.map_err(|it| it.to_string())?;
     let letters: Vec<_> = letters.into_iter().map(|letter| judged(letter, &progress)).collect();
     if as_json {

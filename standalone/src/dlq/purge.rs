@@ -8,7 +8,7 @@ use pulsestream_shared::store::{Letter, LetterFilter, LetterState};
 use serde_json::json;
 
 use super::tally::Tally;
-use super::{Desk, PAGE, filter};
+use super::{Desk, Pages, filter};
 use crate::output::print;
 
 /// What is to be purged.
@@ -67,11 +67,12 @@ async fn walk(
     mut each: impl AsyncFnMut(Vec<Letter>, u64) -> Result<(), String>,
 ) -> Result<(), String> {
     let mut left = limit.unwrap_or(usize::MAX);
-    let mut after: Option<Letter> = None;
+    let mut pages = Pages::of(desk, filter);
     while left > 0 {
-        let page = desk.page(filter, after.as_ref()).await?;
-        let Some((last, _)) = page.last() else { break };
-        after = Some(last.clone());
+        let page = pages.next().await?;
+        if page.is_empty() {
+            break;
+        }
         let count = page.len();
         let dead = page.into_iter().filter(|(_, state)| *state == LetterState::Dead);
         let dead: Vec<_> = dead.map(|(letter, _)| letter).collect();
@@ -79,9 +80,6 @@ async fn walk(
         let dead: Vec<_> = dead.into_iter().take(left).collect();
         left -= dead.len();
         each(dead, waiting).await?;
-        if count < PAGE {
-            break;
-        }
     }
     Ok(())
 }

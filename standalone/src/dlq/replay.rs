@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 
 use super::copies::Copies;
 use super::tally::Tally;
-use super::{Desk, PAGE};
+use super::{Desk, Pages};
 use crate::output::print;
 
 /// Letters that died so often are left out unless they are asked for.
@@ -78,19 +78,19 @@ struct Run<'a> {
 
 impl Run<'_> {
     async fn all(&mut self, filter: &LetterFilter, order: &Order) -> Result<(), String> {
-        let mut after: Option<Letter> = None;
+        let mut pages = Pages::of(self.desk, filter);
         loop {
-            let page = self.desk.page(filter, after.as_ref()).await?;
-            let Some((last, _)) = page.last() else { return Ok(()) };
-            after = Some(last.clone());
-            let full = page.len() < PAGE;
+            let page = pages.next().await?;
+            if page.is_empty() {
+                return Ok(());
+            }
             let (letters, enough) = self.choose(page, order);
             if order.dry_run {
                 letters.iter().for_each(|letter| self.report.replayed.add(&letter.reason, 1));
             } else {
                 self.replay(letters).await?;
             }
-            if enough || full {
+            if enough {
                 return Ok(());
             }
         }

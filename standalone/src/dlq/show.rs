@@ -2,26 +2,24 @@
 
 use pulsestream_shared::dead_letter::PREFIX;
 use pulsestream_shared::engine::AttachedLog;
-use pulsestream_shared::log::{Record, STORE_GROUP};
+use pulsestream_shared::log::Record;
 use pulsestream_shared::process::Failure;
 use pulsestream_shared::store::query::Found;
 use pulsestream_shared::store::{Letter, LetterState, StoredEvent};
 use serde_json::{Value, json};
 
+use super::Desk;
 use super::bytes::{readable, to_json};
 use super::copies::Copies;
 use super::list::describe;
-use super::{Desk, judged};
 use crate::output::{print, time_text};
 
 pub(super) async fn run(
     desk: &Desk,
     log: &AttachedLog,
-    letter: Letter,
+    (letter, state): (Letter, LetterState),
     as_json: bool,
 ) -> Result<(), Failure> {
-    let progress = desk.stores.events.progress(STORE_GROUP).await.map_err(|it| it.to_string())?;
-    let (letter, state) = judged(letter, &progress);
     let stored = stored(desk, &letter).await?;
     let found = Copies::of(vec![letter.clone()]).next(log.log.as_ref()).await;
     let copy = found.map_err(|error| error.to_string())?.pop().map(|(_, copy)| copy);

@@ -14,7 +14,8 @@ use super::encode::{from_us, to_us};
 use super::error::store_error;
 use crate::event::{ClientId, DeviceId, EventId};
 use crate::log::Topic;
-use crate::store::replays::{leave_out_gone, stored_letters};
+use crate::store::query::rows_at_most;
+use crate::store::replays::{leave_out_gone, place_of, stored_letters};
 use crate::store::{
     DeadCopy, DeadLetter, DeadLetterStore, Letter, LetterFilter, LetterPlace, StoreBatch,
     StoreError, StoreRow,
@@ -130,14 +131,7 @@ pub(super) async fn bury(
     for (letter, copy) in dead.iter().zip(copies) {
         match &letter.replay {
             Some(place) => again.push(**place, letter, copy),
-            None => {
-                let mut places = batch.from.iter();
-                // Every record has a place: `check_places`.
-                let place = places.find(|place| place.partition == letter.partition);
-                let epoch = place.map(|place| place.epoch).unwrap_or_default();
-                let (partition, offset) = (letter.partition, letter.offset);
-                new.push(LetterPlace { partition, epoch, offset }, letter, copy);
-            }
+            None => new.push(place_of(letter, batch), letter, copy),
         }
     }
     if !new.places.is_empty() {
@@ -265,10 +259,6 @@ impl PostgresStore {
     }
 }
 
-fn rows_at_most(limit: usize) -> i64 {
-    i64::try_from(limit).unwrap_or(i64::MAX)
-}
-
 fn bind_places<'q>(query: Statement<'q>, places: &[LetterPlace]) -> Statement<'q> {
     query
         .bind(places.iter().map(|place| place.partition).collect::<Vec<_>>())
@@ -301,9 +291,8 @@ fn place(row: &PgRow) -> Result<LetterPlace, sqlx::Error> {
 
 fn letter(row: &PgRow) -> Result<Letter, sqlx::Error> {
     let copy = row.try_get::<Option<_>, _>("copy_part")?.zip(row.try_get("copy_off")?);
-    let replay: Option<(i32, (Uuid, i64))> = row
-        .try_get::<Option<_>, _>("replay_part")?
-        .zip(row.try_get::<Option<_>, _>("replay_epoch")?.zip(row.try_get("replay_off")?));
+    let (partition, epoch) = (row.try_get("replay_part")?, row.try_get("replay_epoch")?);
+    let replay = LetterPlace::of_columns(partition, epoch, row.try_get("replay_off")?);
     Ok(Letter {
         place: place(row)?,
         client: row.try_get::<Option<_>, _>("client_id")?.map(ClientId),
@@ -315,6 +304,6 @@ fn letter(row: &PgRow) -> Result<Letter, sqlx::Error> {
         attempt: u32::try_from(row.try_get::<i32, _>("attempt")?).unwrap_or(1),
         died_at_us: to_us(row.try_get::<OffsetDateTime, _>("created_at")?),
         copy,
-        replay: replay.map(|(partition, (epoch, offset))| LetterPlace { partition, epoch, offset }),
+        replay,
     })
 }

@@ -39,7 +39,7 @@ use crate::store::StoreError;
 use crate::store::query::walk::{Slice, Walk};
 use crate::store::query::{
     Bucket, DEVICE_EVENTS, DeviceState, EventQuery, EventsQuery, Found, HUGE, Latest, Order, Page,
-    QueryError, SCALE, SeriesQuery, SortKey, StoredEvent, by_device, mean, page_of,
+    QueryError, SCALE, SeriesQuery, SortKey, StoredEvent, by_device, mean, page_of, rows_at_most,
 };
 use crate::store::settle::transient;
 
@@ -253,7 +253,7 @@ fn select_events(query: &EventsQuery, slice: Slice) -> QueryBuilder<Postgres> {
         sql.push_bind(after.pos).push(", ").push_bind(after.id.0).push(")");
     }
     sql.push(format_args!(" order by ts {direction}, pos {direction}, id {direction} limit "));
-    sql.push_bind(i64::try_from(slice.limit).unwrap_or(i64::MAX));
+    sql.push_bind(rows_at_most(slice.limit));
     sql
 }
 

@@ -8,14 +8,14 @@ use async_trait::async_trait;
 use sqlx::query::Query;
 use sqlx::sqlite::{SqliteArguments, SqliteConnection, SqliteRow};
 use sqlx::{Row, Sqlite};
-use uuid::Uuid;
 
 use super::SqliteStore;
 use super::error::store_error;
 use crate::clock::unix_us;
 use crate::event::{ClientId, DeviceId, EventId};
 use crate::log::Topic;
-use crate::store::replays::{leave_out_gone, stored_letters};
+use crate::store::query::rows_at_most;
+use crate::store::replays::{leave_out_gone, place_of, stored_letters};
 use crate::store::{
     DeadCopy, DeadLetter, DeadLetterStore, Letter, LetterFilter, LetterPlace, StoreBatch,
     StoreError, StoreRow,
@@ -108,7 +108,7 @@ pub(super) async fn bury(
     for (letter, copy) in dead.iter().zip(copies) {
         let Some(place) = letter.replay.as_deref() else {
             let query = death(BURY, letter, copy).bind(Topic::Raw.name());
-            let query = bind_place(query, new_place(batch, letter));
+            let query = bind_place(query, place_of(letter, batch));
             query.execute(&mut *connection).await.map_err(store_error)?;
             continue;
         };
@@ -119,13 +119,6 @@ pub(super) async fn bury(
         }
     }
     Ok(leave_out_gone(dead, &changed))
-}
-
-/// Every record has a place: `check_places`.
-fn new_place(batch: &StoreBatch<'_>, letter: &DeadLetter) -> LetterPlace {
-    let place = batch.from.iter().find(|place| place.partition == letter.partition);
-    let epoch = place.map(|place| place.epoch).unwrap_or_default();
-    LetterPlace { partition: letter.partition, epoch, offset: letter.offset }
 }
 
 fn death(text: &'static str, letter: &DeadLetter, copy: &DeadCopy) -> Statement {
@@ -202,10 +195,6 @@ impl SqliteStore {
     }
 }
 
-fn rows_at_most(limit: usize) -> i64 {
-    i64::try_from(limit).unwrap_or(i64::MAX)
-}
-
 fn bind_place(query: Statement, place: LetterPlace) -> Statement {
     query.bind(place.partition).bind(place.epoch).bind(place.offset)
 }
@@ -227,9 +216,8 @@ fn filtered(text: &'static str, filter: &LetterFilter) -> Statement {
 
 fn letter(row: SqliteRow) -> Result<Letter, sqlx::Error> {
     let copy = row.try_get::<Option<_>, _>("copy_part")?.zip(row.try_get("copy_off")?);
-    let replay: Option<(i32, (Uuid, i64))> = row
-        .try_get::<Option<_>, _>("replay_part")?
-        .zip(row.try_get::<Option<_>, _>("replay_epoch")?.zip(row.try_get("replay_off")?));
+    let (partition, epoch) = (row.try_get("replay_part")?, row.try_get("replay_epoch")?);
+    let replay = LetterPlace::of_columns(partition, epoch, row.try_get("replay_off")?);
     Ok(Letter {
         place: LetterPlace {
             partition: row.try_get("part")?,
@@ -245,6 +233,6 @@ fn letter(row: SqliteRow) -> Result<Letter, sqlx::Error> {
         attempt: row.try_get("attempt")?,
         died_at_us: row.try_get("created_at")?,
         copy,
-        replay: replay.map(|(partition, (epoch, offset))| LetterPlace { partition, epoch, offset }),
+        replay,
     })
 }

@@ -17,7 +17,7 @@ use crate::event::{ClientId, DeviceId, EventId};
 use crate::store::query::walk::{Slice, Walk};
 use crate::store::query::{
     Bucket, DEVICE_EVENTS, DeviceState, EventQuery, EventsQuery, Found, HUGE, Latest, Order, Page,
-    QueryError, SCALE, SeriesQuery, SortKey, StoredEvent, mean, page_of,
+    QueryError, SCALE, SeriesQuery, SortKey, StoredEvent, mean, page_of, rows_at_most,
 };
 
 /// Instructions of SQLite's machine between two looks at the clock; some hundred microseconds.
@@ -108,7 +108,7 @@ impl EventQuery for SqliteStore {
             .bind(client.0)
             .bind(to_us(since_ms))
             .bind(after)
-            .bind(i64::try_from(limit).unwrap_or(i64::MAX).saturating_add(1));
+            .bind(rows_at_most(limit).saturating_add(1));
         let devices: Vec<uuid::Uuid> =
             select.fetch_all(timed.restart().await?).await.map_err(query_error)?;
         let devices = page_of(devices.into_iter().map(DeviceId).collect(), limit, |id| *id);
@@ -212,7 +212,7 @@ fn select_events(query: &EventsQuery, slice: Slice) -> QueryBuilder<Sqlite> {
         sql.push_bind(after.pos).push(", ").push_bind(after.id.0).push(")");
     }
     sql.push(format_args!(" order by ts {direction}, pos {direction}, id {direction} limit "));
-    sql.push_bind(i64::try_from(slice.limit).unwrap_or(i64::MAX));
+    sql.push_bind(rows_at_most(slice.limit));
     sql
 }
 
