@@ -51,10 +51,9 @@ pub(crate) struct Reader {
     last_write: Duration,
 }
 
-/// A batch is gathered for at least so many times what the last one took to write.
+/// A batch is gathered for at least so many times what the last one took to write, within what its store
+/// gains by.
 const GATHER_SHARE: u32 = 3;
-/// And for no longer than this on that account.
-const MOST_GATHERED: Duration = Duration::from_millis(250);
 
 /// The reader cannot go on; already logged.
 struct Stopped;
@@ -163,16 +162,17 @@ impl Reader {
         }
     }
 
-    /// A store that takes long is given more at once: in an index that is met at random nearly every row
-    /// dirties a page of its own, whichever batch it comes in, and the larger the batch the more rows share.
+    /// A store that takes long is given more at once: see [`Stretch`].
     fn patience(&self) -> Duration {
-        let age = self.config.batch_age;
-        (self.last_write * GATHER_SHARE).clamp(age, MOST_GATHERED.max(age))
+        let (age, most) = (self.config.batch_age, self.engine.store.stretch().wait);
+        (self.last_write * GATHER_SHARE).clamp(age, most.max(age))
     }
 
     fn is_full(&self) -> bool {
-        self.batch.len() >= self.config.batch_records
-            || self.batch.bytes() >= self.config.batch_bytes
+        let slow = self.patience() > self.config.batch_age;
+        let times = if slow { self.engine.store.stretch().times } else { 1 };
+        self.batch.len() >= self.config.batch_records * times
+            || self.batch.bytes() >= self.config.batch_bytes * times
     }
 
     fn ours(&self) -> Vec<Partition> {

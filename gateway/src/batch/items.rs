@@ -8,7 +8,8 @@ use pulsestream_shared::config;
 use pulsestream_shared::event::{DeviceId, EventId};
 use pulsestream_shared::problem::{Code, Problem};
 use serde::Deserialize;
-use uuid::Uuid;
+use sha1::{Digest as _, Sha1};
+use uuid::Builder;
 
 use super::split::{Format, split};
 use crate::body;
@@ -116,7 +117,11 @@ impl Judge<'_> {
 /// The id of the event at an index, for events that bring none: UUIDv5 with the request's key as its
 /// namespace and the index in decimal as its name.
 fn derived_id(key: EventId, index: usize) -> EventId {
-    EventId(Uuid::new_v5(&key.0, itoa::Buffer::new().format(index).as_bytes()))
+    let digest = Sha1::new_with_prefix(key.0.as_bytes())
+        .chain_update(itoa::Buffer::new().format(index))
+        .finalize();
+    let [id @ .., _, _, _, _] = digest.0;
+    EventId(Builder::from_sha1_bytes(id).into_uuid())
 }
 
 /// The id of an event that is faulty elsewhere, so that its sender can tell which it was.
@@ -131,6 +136,7 @@ fn id_in(text: &[u8]) -> Option<EventId> {
 #[cfg(test)]
 mod tests {
     use pulsestream_shared::config::load;
+    use uuid::Uuid;
 
     use super::*;
 

@@ -8,6 +8,8 @@
 //! the offsets are compared before they are swapped. A redelivery, a zombie consumer or a lost answer
 //! to COMMIT then changes nothing.
 
+use std::time::Duration;
+
 use async_trait::async_trait;
 use uuid::Uuid;
 
@@ -202,6 +204,16 @@ pub struct Maintenance {
     pub dropped_days: u32,
 }
 
+/// What a slow store gains by larger batches: in an index that is met at random nearly every row dirties a
+/// page of its own, whichever batch it comes in, and the larger the batch the more rows share one.
+#[derive(Debug, Clone, Copy)]
+pub struct Stretch {
+    /// Records and bytes, in multiples of the settings.
+    pub times: usize,
+    /// Longest time to gather.
+    pub wait: Duration,
+}
+
 /// The table of events.
 ///
 /// **Durability.** `Stored` means committed and flushed. **Order.** `pos` keeps the log's order.
@@ -242,6 +254,11 @@ pub trait EventStore: Send + Sync {
         seen: Option<Progress>,
         new: Progress,
     ) -> Result<Progress, StoreError>;
+
+    /// How far a batch may outgrow its settings while the store is slow.
+    fn stretch(&self) -> Stretch {
+        Stretch { times: 1, wait: Duration::from_millis(250) }
+    }
 
     /// Creates the days ahead and removes those past retention, judged at `now_ms`. Safe to call from
     /// every consumer: one does the work.

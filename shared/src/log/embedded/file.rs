@@ -3,7 +3,7 @@
 //! | table | holds |
 //! |---|---|
 //! | `meta` | epoch and partition count |
-//! | `records` | the records, clustered by topic, partition, offset |
+//! | `records` | the records in batches, clustered by topic, partition, first offset; see `record_batch` |
 //! | `places` | per topic and partition the lowest offset the next record may get, so that deleting the newest records never gives an offset out twice |
 //! | `groups` | committed places of consumer groups |
 //! | `outcome_groups`, `outcome_pages`, `outcome_runs` | idempotency outcomes, see `outcomes` |
@@ -23,7 +23,10 @@ use super::fault::Fault;
 use crate::log::{Identity, LogError, Topic};
 
 /// Version of the tables, in `PRAGMA user_version`.
-const VERSION: i64 = 1;
+const VERSION: i64 = 2;
+
+/// Version 1 had one record a row. Such rows stay as they are: their `count` is null.
+const SECOND: &str = "ALTER TABLE records ADD COLUMN count INTEGER; PRAGMA user_version = 2";
 
 /// How long a statement waits for another process's transaction.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -31,8 +34,8 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// Readers beside the writer: catch-up reads are shared by few callers.
 const READERS: u32 = 3;
 
-/// Rows a reader's thread may be ahead of whoever takes them.
-const ROW_BUFFER: usize = 1_024;
+/// Rows a reader's thread may be ahead of whoever takes them: 64 KiB each, when the log was busy.
+const ROW_BUFFER: usize = 64;
 
 /// Distinct statements of the writer; see `statements`.
 const STATEMENTS: usize = 256;
@@ -41,7 +44,7 @@ const TABLES: &str = "
 CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE records (
     topic INTEGER NOT NULL, partition INTEGER NOT NULL, offset INTEGER NOT NULL,
-    logged_at_ms INTEGER NOT NULL, key BLOB, value BLOB NOT NULL, headers BLOB NOT NULL,
+    logged_at_ms INTEGER NOT NULL, key BLOB, value BLOB NOT NULL, headers BLOB NOT NULL, count INTEGER,
     PRIMARY KEY (topic, partition, offset)) WITHOUT ROWID;
 CREATE TABLE places (
     topic INTEGER NOT NULL, partition INTEGER NOT NULL, next INTEGER NOT NULL,
@@ -96,6 +99,9 @@ pub(super) async fn open(dir: &Path, partitions: u32) -> Result<SqliteConnection
     if version == 0 {
         create(&mut connection, partitions).await.map_err(unusable)?;
     }
+    if version == 1 {
+        upgrade(&mut connection).await.map_err(unusable)?;
+    }
     let found = identity(&mut connection).await.map_err(unusable)?.ok_or_else(|| no_log(dir))?;
     if found.partitions != partitions {
         return Err(LogError::Unusable(format!(
@@ -122,6 +128,7 @@ pub(super) async fn attach(dir: &Path) -> Result<(SqliteConnection, Identity), L
     match version(&mut connection).await.map_err(unusable)? {
         VERSION => {}
         0 => return Err(no_log(dir)),
+        version if version < VERSION => return Err(LogError::Unusable(older(dir))),
         version => return Err(LogError::Unusable(newer(dir, version))),
     }
     let found = identity(&mut connection).await.map_err(unusable)?.ok_or_else(|| no_log(dir))?;
@@ -139,6 +146,12 @@ pub(super) fn readers(dir: &Path) -> SqlitePool {
 
 async fn version(connection: &mut SqliteConnection) -> Result<i64, sqlx::Error> {
     sqlx::query_scalar("PRAGMA user_version").fetch_one(connection).await
+}
+
+async fn upgrade(connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
+    let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
+    sqlx::raw_sql(SECOND).execute(&mut *transaction).await?;
+    transaction.commit().await
 }
 
 async fn create(connection: &mut SqliteConnection, partitions: u32) -> Result<(), sqlx::Error> {
@@ -176,6 +189,13 @@ pub(super) async fn identity(
 
 fn no_log(dir: &Path) -> LogError {
     LogError::Unusable(format!("data folder {} holds no log of this program", dir.display()))
+}
+
+fn older(dir: &Path) -> String {
+    format!(
+        "the log in {} was written by an older version: start this version's pipeline on it first",
+        dir.display()
+    )
 }
 
 fn newer(dir: &Path, version: i64) -> String {

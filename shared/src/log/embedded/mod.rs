@@ -49,6 +49,7 @@ mod outcome_run;
 pub(crate) mod outcomes;
 mod places;
 mod reading;
+mod record_batch;
 mod retention;
 pub(crate) mod shared;
 mod statements;

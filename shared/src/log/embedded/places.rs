@@ -7,11 +7,12 @@ use sqlx::SqliteConnection;
 use super::file::topic_number;
 use crate::log::{Bounds, Offset, Partition, Topic};
 
-// The two subqueries are one index seek each.
+// The two subqueries are one index seek each. A row without `count` is one record.
 const BOUNDS: &str = "
 SELECT next,
        (SELECT min(offset) FROM records r WHERE r.topic = p.topic AND r.partition = p.partition),
-       (SELECT max(offset) FROM records r WHERE r.topic = p.topic AND r.partition = p.partition)
+       (SELECT offset + coalesce(count, 1) FROM records r
+        WHERE r.topic = p.topic AND r.partition = p.partition ORDER BY offset DESC LIMIT 1)
 FROM places p WHERE topic = ? ORDER BY partition";
 
 // Of each partition the last record: times of a partition never go back.
@@ -32,8 +33,8 @@ pub(super) async fn read(
     Ok(rows.into_iter().map(bounds).collect())
 }
 
-fn bounds((kept, first, last): Row) -> Bounds {
-    let next = kept.max(last.map_or(0, |last| last + 1));
+fn bounds((kept, first, end): Row) -> Bounds {
+    let next = kept.max(end.unwrap_or(0));
     Bounds { first: first.unwrap_or(next), next }
 }
 

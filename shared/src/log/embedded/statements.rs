@@ -15,8 +15,8 @@ use super::fault::Fault;
 /// Rows of one statement. Measured: beyond 256 nothing is gained.
 const SIZES: [usize; 16] = [256, 192, 128, 96, 64, 48, 32, 24, 16, 12, 8, 6, 4, 3, 2, 1];
 
-/// Columns of `records`.
-const RECORD_COLUMNS: usize = 7;
+/// Values of a row of `records`.
+const BATCH_VALUES: usize = 6;
 
 /// What one statement does; the number is that of its rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -39,10 +39,12 @@ impl Kind {
         };
         match self {
             Self::Records(count) => {
-                let row = format!("({})", ["?"; RECORD_COLUMNS].join(","));
-                let rows = rows("SELECT * FROM (", &row, count);
+                let row = format!("({})", ["?"; BATCH_VALUES].join(","));
+                let values = "column1, column2, column3, column4, column5, x'', column6";
+                let rows = rows(&format!("SELECT {values} FROM ("), &row, count);
+                let columns = "topic, partition, offset, logged_at_ms, value, headers, count";
                 // Without rows of nulls, by which a statement is filled up to its size.
-                format!("INSERT OR FAIL INTO records {rows}) WHERE column1 IS NOT NULL")
+                format!("INSERT OR FAIL INTO records ({columns}) {rows}) WHERE column1 IS NOT NULL")
             }
             Self::GroupPlaces(count) => rows("REPLACE INTO groups", "(?,?,?)", count),
             Self::OutcomeGroup => "INSERT INTO outcome_groups VALUES (?,?)".to_owned(),
@@ -76,8 +78,8 @@ impl Step {
         Self { then: Some(kind), arguments: values.0, ..self }
     }
 
-    /// Records, and the row of their outcomes when there is one, in as few calls as the largest size
-    /// allows.
+    /// Record batches, and the row of their outcomes when there is one, in as few calls as the largest
+    /// size allows.
     pub(super) fn records<T>(
         rows: &[T],
         fill: impl Fn(&T, &mut Values),
@@ -89,7 +91,7 @@ impl Step {
             let size = SIZES.into_iter().rev().find(fits).unwrap_or(SIZES[0]);
             steps.push(Self::new(Kind::Records(size), |values| {
                 rows.iter().for_each(|row| fill(row, values));
-                values.nulls((size - rows.len()) * RECORD_COLUMNS);
+                values.nulls((size - rows.len()) * BATCH_VALUES);
             }));
         }
         let Some(outcomes) = outcomes else { return };
@@ -132,10 +134,6 @@ impl Values {
 
     pub(super) fn blob(&mut self, value: &[u8]) {
         self.add(value.to_vec());
-    }
-
-    pub(super) fn blob_or_null(&mut self, value: Option<&[u8]>) {
-        self.add(value.map(<[u8]>::to_vec));
     }
 
     fn nulls(&mut self, count: usize) {
@@ -217,9 +215,9 @@ mod tests {
     }
 
     #[test]
-    fn up_to_256_records_and_their_outcomes_go_in_one_call() {
+    fn up_to_256_batches_and_their_outcomes_go_in_one_call() {
         let fill =
-            |row: &i64, values: &mut Values| (0..RECORD_COLUMNS).for_each(|_| values.int(*row));
+            |row: &i64, values: &mut Values| (0..BATCH_VALUES).for_each(|_| values.int(*row));
         let outcomes = |values: &mut Values| {
             values.int(1);
             values.blob(b"packed");

@@ -143,7 +143,7 @@ async fn dropping_the_last_handle_gives_the_folder_up() {
 async fn a_file_of_a_newer_version_or_of_another_kind_is_refused() {
     let dir = TempDir::new().unwrap();
     let log = open(&dir).await;
-    sql(&log, "PRAGMA user_version = 2").await;
+    sql(&log, "PRAGMA user_version = 3").await;
     log.close().await;
     let sentence = refusal(config(&dir)).await;
     assert!(sentence.contains("was written by a newer version"), "{sentence}");
@@ -151,6 +151,35 @@ async fn a_file_of_a_newer_version_or_of_another_kind_is_refused() {
     fs::write(other.path().join("log.db"), vec![b'x'; 10_000]).unwrap();
     let sentence = refusal(config(&other)).await;
     assert!(sentence.contains("the log file is damaged"), "{sentence}");
+}
+
+#[tokio::test]
+async fn a_file_of_the_first_version_is_read_and_goes_on() {
+    let dir = TempDir::new().unwrap();
+    let log = open(&dir).await;
+    sql(&log, "ALTER TABLE records DROP COLUMN count; PRAGMA user_version = 1").await;
+    sql(&log, "INSERT INTO records VALUES (0, 1, 0, 5, x'61', x'6263', x''), (0, 1, 1, 9, NULL, x'64', x'')").await;
+    log.close().await;
+    let attached = EmbeddedLog::attach(dir.path()).await.err().unwrap();
+    assert!(attached.to_string().contains("older version"), "{attached}");
+    let log = open(&dir).await;
+    assert_eq!(log.locate(6).await.unwrap(), [0, 1, 0, 0]);
+    assert_eq!(append(&log, 1, 3).await, [2, 3, 4]);
+    let read = async |from, records| {
+        let limit = ReadLimit { records, ..MANY };
+        let read = log.read(Topic::Raw, 1, from, limit).await.unwrap();
+        read.into_iter().map(|record| (record.offset, record.value)).collect::<Vec<_>>()
+    };
+    let all = [(0, "bc"), (1, "d"), (2, "0"), (3, "1"), (4, "2")];
+    let all = all.map(|(offset, value)| (offset, Bytes::from(value)));
+    assert_eq!(read(0, 9).await, all);
+    assert_eq!(read(3, 1).await, all[3..4]);
+    assert_eq!(read(5, 9).await, []);
+    let first = log.read(Topic::Raw, 1, 0, MANY).await.unwrap().remove(0);
+    assert_eq!((first.key.as_deref(), first.logged_at_ms), (Some(&b"a"[..]), 5));
+    assert_eq!(log.truncate(Topic::Raw, 1, 3).await.unwrap(), 3);
+    assert_eq!(read(0, 9).await, all[3..], "a batch may be cut in the middle");
+    assert_eq!(log.bounds(Topic::Raw).await.unwrap()[1], Bounds { first: 3, next: 5 });
 }
 
 #[tokio::test]

@@ -17,12 +17,13 @@ use uuid::Uuid;
 
 use super::fault::Fault;
 use super::folder::FolderLock;
-use super::group::{Group, NextOffsets, Row};
+use super::group::{Group, NextOffsets};
 use super::outcome_run::push;
+use super::record_batch::RecordBatch;
 use super::shared::Shared;
 use super::statements::{Step, Texts, Values, commit, roll_back};
 use super::upkeep::Upkeep;
-use super::{file, places};
+use super::{file, places, record_batch};
 use crate::cache::Outcome;
 use crate::clock::unix_ms;
 use crate::log::{
@@ -41,9 +42,13 @@ const MEASURE_EVERY_BYTES: u64 = 16 << 20;
 const DELETE: &str = "
 BEGIN IMMEDIATE;
 UPDATE places SET next = max(next, coalesce(
-    (SELECT max(offset) + 1 FROM records WHERE topic = ?1 AND partition = ?2), 0))
+    (SELECT offset + coalesce(count, 1) FROM records
+     WHERE topic = ?1 AND partition = ?2 ORDER BY offset DESC LIMIT 1), 0))
 WHERE topic = ?1 AND partition = ?2;
-DELETE FROM records WHERE topic = ?1 AND partition = ?2 AND offset < ?3;
+DELETE FROM records
+WHERE topic = ?1 AND partition = ?2 AND offset < ?3 AND offset + coalesce(count, 1) <= ?3;
+UPDATE records SET offset = ?3, count = count - (?3 - offset)
+WHERE topic = ?1 AND partition = ?2 AND offset < ?3;
 COMMIT";
 
 const RENEW: &str = "UPDATE meta SET value = ?1 WHERE name = 'epoch' AND value = ?2";
@@ -264,8 +269,8 @@ impl Writer {
             values.blob(&pack(&group.outcomes));
         };
         Step::records(
-            &group.rows,
-            |row, values| fill_record(row, logged_at_ms, values),
+            &record_batch::pack(&group.rows),
+            |batch, values| fill_batch(batch, logged_at_ms, values),
             (!group.outcomes.is_empty()).then_some(outcomes),
             &mut steps,
         );
@@ -435,12 +440,11 @@ fn pack(outcomes: &[Outcome]) -> Vec<u8> {
     packed
 }
 
-fn fill_record(row: &Row, logged_at_ms: i64, values: &mut Values) {
-    values.int(file::topic_number(row.topic));
-    values.int(i64::from(row.partition));
-    values.int(row.offset);
+fn fill_batch(batch: &RecordBatch, logged_at_ms: i64, values: &mut Values) {
+    values.int(file::topic_number(batch.topic));
+    values.int(i64::from(batch.partition));
+    values.int(batch.offset);
     values.int(logged_at_ms);
-    values.blob_or_null(row.record.key.as_deref());
-    values.blob(&row.record.value);
-    values.blob(row.record.headers.as_bytes());
+    values.blob(&batch.packed);
+    values.int(batch.count);
 }

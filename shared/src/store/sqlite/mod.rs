@@ -32,7 +32,8 @@ use sqlx::{ConnectOptions, Connection, SqlitePool};
 use self::error::{failure, store_error};
 use super::settle::{Failure, transient};
 use super::{
-    DeadLetterSink, EventStore, Maintenance, Progress, StoreBatch, StoreError, Written, schema,
+    DeadLetterSink, EventStore, Maintenance, Progress, StoreBatch, StoreError, Stretch, Written,
+    schema,
 };
 
 static MIGRATOR: Migrator = sqlx::migrate!("../migrations/sqlite");
@@ -212,6 +213,10 @@ impl EventStore for SqliteStore {
         new: Progress,
     ) -> Result<Progress, StoreError> {
         self.place_partition(group, seen, new).await
+    }
+
+    fn stretch(&self) -> Stretch {
+        Stretch { times: 8, wait: Duration::from_secs(1) }
     }
 
     async fn maintain(&self, now_ms: i64) -> Result<Maintenance, StoreError> {

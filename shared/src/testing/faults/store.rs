@@ -13,7 +13,7 @@ use crate::store::query::{
 };
 use crate::store::{
     DeadLetterSink, EventQuery, EventStore, KeyChange, KeyHash, KeyRecord, KeyStore, Maintenance,
-    NewKey, Progress, StoreBatch, StoreError, StoredEvent, Written,
+    NewKey, Progress, StoreBatch, StoreError, StoredEvent, Stretch, Written,
 };
 
 /// [`EventStore`] that fails as told.
@@ -59,6 +59,10 @@ impl EventStore for FaultStore {
 
     async fn maintain(&self, now_ms: i64) -> Result<Maintenance, StoreError> {
         self.faults.around(Method::Maintain, self.inner.maintain(now_ms), fail).await
+    }
+
+    fn stretch(&self) -> Stretch {
+        self.inner.stretch()
     }
 }
 
