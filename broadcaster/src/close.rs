@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use axum::extract::ws::{CloseFrame, Message, Utf8Bytes, WebSocket};
 use futures_util::StreamExt as _;
+use pulsestream_shared::problem::{Code, Problem};
 use tokio::time::timeout;
 
 use crate::metrics::LiveMetrics;
@@ -16,8 +17,20 @@ pub(crate) enum Close {
     Restart,
     /// You were too slow, or the log lost something: reconnect and expect a gap.
     Missed,
+    /// Come with a new token: this one is over.
+    Expired,
+    /// Come with a token that works: none came, or not in time.
+    BadToken,
+    /// You asked for what your token or key does not allow.
+    NotAllowed,
+    /// Close others first: you have as many streams as you may.
+    TooMany,
+    /// Reconnect, after a pause: too much is going on here, or nobody can say who you are.
+    Busy,
     /// The key you came with works no more: come with another.
     Revoked,
+    /// What your query asks for is none of what can be asked.
+    BadQuery,
     /// What you sent is no command.
     BadCommand,
 }
@@ -27,9 +40,28 @@ impl Close {
         match self {
             Self::Lifetime => (1001, "lifetime"),
             Self::Restart => (1012, "restart"),
+            Self::Expired => (4001, "credentials: the stream token has expired"),
+            Self::BadToken => (4001, "credentials: no stream token that works"),
+            Self::NotAllowed => (4003, "not allowed by this stream token or API key"),
+            Self::TooMany => (4009, "too many streams are open"),
+            Self::Busy => (1013, "try again later"),
+            Self::BadQuery => (4400, "bad query"),
             Self::Missed => (4008, "too slow: events were missed"),
             Self::Revoked => (4010, "the API key was revoked or has expired"),
             Self::BadCommand => (4400, "bad command: expected a JSON object with a type"),
+        }
+    }
+
+    /// How a WebSocket is told of a problem that was found too late for a status, or that its browser would
+    /// keep to itself; none for what a client should come again with as it is.
+    pub(crate) fn of(problem: &Problem) -> Option<Self> {
+        match problem.code() {
+            Code::InvalidToken => Some(Self::BadToken),
+            Code::InvalidApiKey => Some(Self::Revoked),
+            Code::Forbidden | Code::TokenRestricted => Some(Self::NotAllowed),
+            Code::TooManyStreams => Some(Self::TooMany),
+            Code::BadRequest => Some(Self::BadQuery),
+            _ => None,
         }
     }
 
@@ -59,5 +91,17 @@ async fn say_goodbye(websocket: &mut WebSocket, frame: CloseFrame) {
     if websocket.send(Message::Close(Some(frame))).await.is_err() {
         return;
     }
+    read_to_the_end(websocket).await;
+}
+
+/// Answers the client's close frame: the library has the answer ready, and writes it with the next read.
+/// Without it a browser calls the end unclean, 1006.
+pub(crate) async fn answer(websocket: &mut WebSocket) {
+    if timeout(Duration::from_secs(1), read_to_the_end(websocket)).await.is_err() {
+        tracing::debug!("close frame not answered");
+    }
+}
+
+async fn read_to_the_end(websocket: &mut WebSocket) {
     while let Some(Ok(_)) = websocket.next().await {}
 }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use pulsestream_shared::config::Secret;
 use serde_json::{Map, Value};
 use url::form_urlencoded;
 
@@ -16,7 +17,15 @@ const NAME_CHARS: usize = 64;
 pub(crate) enum Command {
     Subscribe { id: Value, sub: Arc<str>, wish: Box<Wish> },
     Unsubscribe { id: Value, sub: Arc<str> },
+    Auth(Auth),
     Ping { id: Value },
+}
+
+/// A token, to begin with or to go on with.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Auth {
+    pub(crate) id: Value,
+    pub(crate) token: Secret,
 }
 
 /// Why there is none.
@@ -34,19 +43,16 @@ impl Command {
     /// # Errors
     /// [`Fault`].
     pub(crate) fn parse(audience: Audience, text: &str) -> Result<Self, Fault> {
-        let Ok(Value::Object(mut members)) = serde_json::from_str(text) else {
-            return Err(Fault::NoCommand);
-        };
-        let id = members.remove("id").unwrap_or_default();
-        let Some(Value::String(kind)) = members.remove("type") else {
-            return Err(Fault::NoCommand);
-        };
+        let (kind, id, members) = parts(text).ok_or(Fault::NoCommand)?;
         let name = |members: &Map<String, Value>| match members.get("sub").and_then(Value::as_str) {
             Some(sub) if !sub.is_empty() && sub.chars().count() <= NAME_CHARS => Ok(Arc::from(sub)),
             _ => Err("sub must be a text of 1 to 64 characters".to_owned()),
         };
         let read = match kind.as_str() {
             "ping" => return Ok(Self::Ping { id }),
+            "auth" => Auth::of(id.clone(), &members)
+                .map(Self::Auth)
+                .ok_or_else(|| "token must be a text".to_owned()),
             "unsubscribe" => name(&members).map(|sub| Self::Unsubscribe { id: id.clone(), sub }),
             "subscribe" => name(&members).and_then(|sub| {
                 let wish = Box::new(wish(audience, &members)?);
@@ -58,6 +64,29 @@ impl Command {
             }
         };
         read.map_err(|detail| Fault::Refused { id, code: "bad_command", detail })
+    }
+}
+
+impl Auth {
+    /// Reads the first message of a client that nobody knows yet; `None` when it is anything but this command.
+    pub(crate) fn parse(text: &str) -> Option<Self> {
+        let (kind, id, members) = parts(text)?;
+        Self::of(id, &members).filter(|_| kind == "auth")
+    }
+
+    fn of(id: Value, members: &Map<String, Value>) -> Option<Self> {
+        let token = members.get("token")?.as_str()?;
+        Some(Self { id, token: token.into() })
+    }
+}
+
+/// What it is, its id, and the other members.
+fn parts(text: &str) -> Option<(String, Value, Map<String, Value>)> {
+    let Ok(Value::Object(mut members)) = serde_json::from_str(text) else { return None };
+    let id = members.remove("id").unwrap_or_default();
+    match members.remove("type") {
+        Some(Value::String(kind)) => Some((kind, id, members)),
+        _ => None,
     }
 }
 
@@ -130,6 +159,21 @@ mod tests {
         let told = parse(&json!({"type": "subscribe", "id": "x", "sub": "a", "deviceId": ["no"]}));
         assert!(matches!(told, Err(Fault::Refused { id, detail, .. })
             if id == "x" && detail.contains("deviceId must be a UUID")));
+    }
+
+    #[test]
+    fn the_first_message_is_auth_and_nothing_else_and_its_token_is_not_printed() {
+        let text = json!({"type": "auth", "id": 1, "token": "ps_token_secret"}).to_string();
+        let auth = Auth::parse(&text).unwrap();
+        assert_eq!((&auth.id, auth.token.expose()), (&json!(1), "ps_token_secret"));
+        assert!(!format!("{auth:?}").contains("secret"));
+        assert_eq!(Command::parse(ME, &text), Ok(Command::Auth(auth)));
+        for other in
+            ["{\"type\":\"ping\"}", "{\"type\":\"auth\",\"token\":7}", "{\"token\":\"x\"}", "x"]
+        {
+            assert_eq!(Auth::parse(other), None, "{other}");
+        }
+        assert_eq!(code(&json!({"type": "auth"})), "bad_command");
     }
 
     #[test]

@@ -155,6 +155,13 @@ impl Feed {
         }
     }
 
+    /// How many subscriptions there are, and the bytes kept for those that have not taken them.
+    pub(crate) fn load(&self) -> (usize, usize) {
+        let groups: Vec<_> = self.inner().index.groups().cloned().collect();
+        let loads = groups.iter().map(|group| group.load());
+        loads.fold((0, 0), |(count, bytes), (more, queued)| (count + more, bytes + queued))
+    }
+
     fn inner(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }

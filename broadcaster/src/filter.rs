@@ -9,7 +9,7 @@ use url::form_urlencoded;
 use crate::range::LiveEvent;
 
 /// Values of one kind a filter may name.
-const MOST: usize = 100;
+pub(crate) const MOST: usize = 100;
 
 /// Whose events a subscriber may see.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -34,28 +34,58 @@ impl Filter {
     /// # Errors
     /// 400 with every fault.
     pub(crate) fn parse(audience: Audience, query: &str) -> Result<Self, Problem> {
-        let mut filter = Self { audience, devices: Vec::new(), event_types: Vec::new() };
+        let (mut devices, mut event_types) = (Vec::new(), Vec::new());
         let errors = faults(query, |name, value| match name {
             "deviceId" => match DeviceId::parse(value) {
-                Some(device) => keep(&mut filter.devices, device),
+                Some(device) => keep(&mut devices, device),
                 None => Err("deviceId must be a UUID in hyphenated form"),
             },
             "eventType" if EVENT_TYPE_CHARS.contains(&value.chars().count()) => {
-                keep(&mut filter.event_types, value.to_owned())
+                keep(&mut event_types, value.to_owned())
             }
             "eventType" => Err("expected 2 to 50 characters"),
             _ => Ok(()),
         });
         if errors.is_empty() {
-            // Whoever asks for the same is of one group, in whatever order it was written.
-            filter.devices.sort_unstable();
-            filter.devices.dedup();
-            filter.event_types.sort_unstable();
-            filter.event_types.dedup();
-            Ok(filter)
+            Ok(Self::new(audience, devices, event_types))
         } else {
             Err(Problem::from(Code::BadRequest).errors(errors))
         }
+    }
+
+    /// Of these devices and types; an empty list means all. Whoever asks for the same is of one group, in
+    /// whatever order it was written.
+    pub(crate) fn new(
+        audience: Audience,
+        mut devices: Vec<DeviceId>,
+        mut event_types: Vec<String>,
+    ) -> Self {
+        devices.sort_unstable();
+        devices.dedup();
+        event_types.sort_unstable();
+        event_types.dedup();
+        Self { audience, devices, event_types }
+    }
+
+    /// What of this may be shown to whoever may see `only`: asking for nothing in particular means all that
+    /// is allowed.
+    ///
+    /// # Errors
+    /// What was asked for by name and is not allowed.
+    pub(crate) fn narrowed(self, only: &Self) -> Result<Self, Beyond> {
+        Ok(Self {
+            audience: self.audience,
+            devices: narrowed(self.devices, &only.devices)
+                .map_err(|device| Beyond(format!("deviceId {device}")))?,
+            event_types: narrowed(self.event_types, &only.event_types)
+                .map_err(|event_type| Beyond(format!("eventType {event_type:?}")))?,
+        })
+    }
+
+    /// True when whoever may see `only` may see all of this.
+    pub(crate) fn is_within(&self, only: &Self) -> bool {
+        self.audience == only.audience
+            && self.clone().narrowed(only).is_ok_and(|narrowed| narrowed == *self)
     }
 
     pub(crate) fn devices(&self) -> &[DeviceId] {
@@ -81,6 +111,25 @@ impl Filter {
         self.sees(event.client)
             && (self.devices.is_empty() || self.devices.contains(&event.device))
             && (self.event_types.is_empty() || self.event_types.iter().any(of_type))
+    }
+}
+
+/// What was asked for and is not allowed, in the words of whoever asked.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Beyond(pub(crate) String);
+
+/// Those asked for when all are allowed, those allowed when none was asked for, else the first that is not
+/// allowed.
+fn narrowed<T: PartialEq + Clone>(asked: Vec<T>, allowed: &[T]) -> Result<Vec<T>, T> {
+    if allowed.is_empty() {
+        return Ok(asked);
+    }
+    if asked.is_empty() {
+        return Ok(allowed.to_vec());
+    }
+    match asked.iter().find(|value| !allowed.contains(value)) {
+        Some(beyond) => Err(beyond.clone()),
+        None => Ok(asked),
     }
 }
 
@@ -122,6 +171,28 @@ mod tests {
         assert!(wants(ME, "eventType=mem&eventType=cpu"));
         assert!(!wants(ME, "eventType=mem"));
         assert!(!wants(ME, "deviceId=00000000-0000-0000-0000-000000000008"));
+    }
+
+    #[test]
+    fn a_restriction_narrows_what_is_asked_and_refuses_what_is_beyond_it() {
+        const A: &str = "deviceId=00000000-0000-0000-0000-00000000000a";
+        const B: &str = "deviceId=00000000-0000-0000-0000-00000000000b";
+        let filter = |query: &str| Filter::parse(ME, query).unwrap();
+        let narrowed = |asked: &str, only: &str| filter(asked).narrowed(&filter(only));
+        let both = format!("{A}&{B}");
+        assert_eq!(narrowed("", ""), Ok(filter("")));
+        assert_eq!(narrowed("", &both), Ok(filter(&both)), "all that is allowed");
+        assert_eq!(narrowed(A, &both), Ok(filter(A)));
+        assert_eq!(narrowed(A, ""), Ok(filter(A)));
+        assert_eq!(narrowed(A, "eventType=cpu"), Ok(filter(&format!("{A}&eventType=cpu"))));
+        let beyond = narrowed(&both, A).unwrap_err();
+        assert_eq!(beyond.0, "deviceId 00000000-0000-0000-0000-00000000000b");
+        assert_eq!(narrowed("eventType=mem", "eventType=cpu").unwrap_err().0, "eventType \"mem\"");
+        assert!(filter(A).is_within(&filter(&both)) && filter(A).is_within(&filter("")));
+        assert!(!filter("").is_within(&filter(A)), "it sees more");
+        assert!(!filter(&both).is_within(&filter(A)));
+        let of_another = Filter::parse(Audience::Client(ClientId(8)), "").unwrap();
+        assert!(!filter(A).is_within(&of_another));
     }
 
     #[test]

@@ -9,18 +9,21 @@ use std::time::Duration;
 use axum::extract::ws::{Message, Utf8Bytes, WebSocket};
 use bytes::Bytes;
 use futures_util::StreamExt as _;
+use pulsestream_shared::problem::{Code, Problem};
+use serde_json::Value;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use crate::close::Close;
-use crate::commands::{Command, Fault};
+use crate::access::{Admitted, Shown};
+use crate::close::{self, Close};
+use crate::commands::{Auth, Command, Fault};
 use crate::delivery::{Delivery, Outgoing};
 use crate::frames;
 use crate::group::{Bell, wait_until};
 use crate::heart::Heart;
-use crate::resume::{Start, judge};
+use crate::resume::Start;
 use crate::socket::{Gone, Stuck, send, write};
-use crate::stream::{Admitted, Stream};
+use crate::stream::Stream;
 use crate::wish::Wish;
 
 /// Subscriptions of one connection.
@@ -48,17 +51,24 @@ pub(crate) struct Framed {
     subs: Vec<Sub>,
     /// Which subscription is asked first: each gets its turn.
     turn: usize,
-    hello: String,
+    /// Sent first.
+    greeting: Vec<String>,
 }
 
 impl Framed {
     pub(crate) fn new(stream: Arc<Stream>, admitted: Admitted, wish: Wish, start: Start) -> Self {
-        let ended = admitted.ended();
-        let hello = frames::hello(&start, stream.heartbeat_ms());
+        let ended = admitted.grant.ended();
+        let greeting = vec![frames::hello(&start, stream.heartbeat_ms())];
         let (bell, subs) = (Bell::default(), Vec::new());
-        let mut framed = Self { stream, admitted, ended, bell, subs, turn: 0, hello };
+        let mut framed = Self { stream, admitted, ended, bell, subs, turn: 0, greeting };
         framed.add(MAIN.into(), wish, start);
         framed
+    }
+
+    /// Answers the command by which the client said who it is, after `hello`.
+    pub(crate) fn answering(mut self, id: &Value) -> Self {
+        self.greeting.push(frames::authorized(id, self.admitted.grant.expires_at_ms()));
+        self
     }
 
     fn add(&mut self, name: Arc<str>, wish: Wish, start: Start) {
@@ -77,10 +87,12 @@ impl Framed {
     async fn serve(&mut self, websocket: &mut WebSocket) -> Result<Close, Gone> {
         let mut heart = Heart::new(&self.stream.config);
         let end_at = Instant::now() + self.stream.lifetime();
-        let hello = std::mem::take(&mut self.hello);
-        send(websocket, Message::Text(hello.into())).await?;
+        for frame in std::mem::take(&mut self.greeting) {
+            send(websocket, Message::Text(frame.into())).await?;
+        }
         loop {
             let due = self.due();
+            let until = self.admitted.grant.until(end_at);
             // Cancel safe: the stream keeps what it has read, and a bell rings until it is heard.
             tokio::select! {
                 biased;
@@ -88,7 +100,12 @@ impl Framed {
                 () = self.stream.drain.cancelled() => {
                     return self.go_away(websocket, Close::Restart).await;
                 }
-                () = sleep_until(end_at) => return self.go_away(websocket, Close::Lifetime).await,
+                () = sleep_until(until) => {
+                    if self.admitted.grant.is_over(Instant::now()) {
+                        return Ok(Close::Expired);
+                    }
+                    return self.go_away(websocket, Close::Lifetime).await;
+                }
                 () = sleep_until(heart.next) => {
                     if !heart.beat() {
                         return Err(Gone);
@@ -101,7 +118,11 @@ impl Framed {
                 }
                 message = websocket.next() => match message {
                     Some(Ok(Message::Pong(_))) => heart.answered(),
-                    Some(Ok(Message::Close(_))) | None => return Err(Gone),
+                    Some(Ok(Message::Close(_))) => {
+                        close::answer(websocket).await;
+                        return Err(Gone);
+                    }
+                    None => return Err(Gone),
                     Some(Ok(Message::Text(text))) => match self.obey(&text).await {
                         Some(answer) => send(websocket, Message::Text(answer.into())).await?,
                         None => return Ok(Close::BadCommand),
@@ -205,7 +226,7 @@ impl Framed {
 
     /// Does what the client says, and what it is answered; `None` when that is no command.
     async fn obey(&mut self, text: &str) -> Option<String> {
-        match Command::parse(self.admitted.audience, text) {
+        match Command::parse(self.admitted.grant.audience, text) {
             Err(Fault::NoCommand) => None,
             Err(Fault::Refused { id, code, detail }) => Some(frames::error(&id, code, &detail)),
             Ok(Command::Ping { id }) => Some(frames::pong(&id)),
@@ -218,6 +239,10 @@ impl Framed {
                     frames::error(&id, "unknown_subscription", "there is none of that name")
                 })
             }
+            Ok(Command::Auth(Auth { id, token })) => Some(match self.renew(token.expose()).await {
+                Ok(expires_at_ms) => frames::authorized(&id, expires_at_ms),
+                Err(problem) => refused(&id, &problem),
+            }),
             Ok(Command::Subscribe { id, sub, wish }) => {
                 if self.subs.iter().any(|other| other.name == sub) {
                     let detail = "there is one of that name; unsubscribe it first";
@@ -227,15 +252,46 @@ impl Framed {
                     let detail = format!("a connection has at most {SUBSCRIPTIONS}");
                     return Some(frames::error(&id, "too_many_subscriptions", &detail));
                 }
-                Some(match judge(&wish.from, &self.stream.feed, &self.stream.ends).await {
-                    Err(problem) => frames::error(&id, problem.code().as_str(), problem.text()),
-                    Ok(start) => {
-                        let answer = frames::subscribed(&id, &sub, &start);
-                        self.add(sub, *wish, start);
-                        answer
-                    }
+                Some(match self.subscribe(&id, sub, *wish).await {
+                    Ok(answer) => answer,
+                    Err(problem) => refused(&id, &problem),
                 })
             }
         }
     }
+
+    async fn subscribe(
+        &mut self,
+        id: &Value,
+        sub: Arc<str>,
+        wish: Wish,
+    ) -> Result<String, Problem> {
+        let wish = self.admitted.grant.narrow(wish)?;
+        let start = self.stream.judge(&wish.from, "framed").await?;
+        let answer = frames::subscribed(id, &sub, &start);
+        self.add(sub, wish, start);
+        Ok(answer)
+    }
+
+    /// Goes on by another token; without a change when that does not allow what is shown now. Says until
+    /// when.
+    async fn renew(&mut self, token: &str) -> Result<Option<i64>, Problem> {
+        let grant = self.stream.access.grant(&Shown::Token(token.into())).await?;
+        if grant.audience != self.admitted.grant.audience {
+            let detail = "the stream token is of another client than this connection";
+            return Err(Problem::from(Code::TokenRestricted).detail(detail));
+        }
+        let beyond = |sub: &&Sub| !grant.covers(sub.delivery.subscription.filter());
+        if let Some(sub) = self.subs.iter().find(beyond) {
+            let detail = format!("the stream token does not allow all of {:?}", sub.name);
+            return Err(Problem::from(Code::TokenRestricted).detail(detail));
+        }
+        self.ended = grant.ended();
+        self.admitted.grant = grant;
+        Ok(self.admitted.grant.expires_at_ms())
+    }
+}
+
+fn refused(id: &Value, problem: &Problem) -> String {
+    frames::error(id, problem.code().as_str(), problem.text())
 }

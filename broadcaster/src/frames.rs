@@ -102,6 +102,11 @@ pub(crate) fn ok(id: &Value) -> String {
     typed("ok", json!({"id": id}))
 }
 
+/// A token counts from now on, until that time.
+pub(crate) fn authorized(id: &Value, expires_at_ms: Option<i64>) -> String {
+    typed("ok", json!({"id": id, "expiresAt": expires_at_ms}))
+}
+
 /// A subscription began.
 pub(crate) fn subscribed(id: &Value, sub: &str, start: &Start) -> String {
     let members = json!({"id": id, "sub": sub, "cursor": start.place.seal()});

@@ -170,6 +170,12 @@ impl Group {
         queue.bells.is_empty()
     }
 
+    /// How many subscriptions it has, and the bytes kept for them.
+    pub(crate) fn load(&self) -> (usize, usize) {
+        let queue = self.queue();
+        (queue.bells.len(), queue.bytes)
+    }
+
     fn queue(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }

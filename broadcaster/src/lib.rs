@@ -12,14 +12,17 @@
 use std::sync::Arc;
 
 use axum::Router;
-use axum::routing::get;
+use axum::extract::DefaultBodyLimit;
+use axum::routing::{get, post};
 use pulsestream_shared::admin::Dependency;
 use pulsestream_shared::auth::Keyring;
 use pulsestream_shared::config;
 use pulsestream_shared::engine::OpenError;
+use pulsestream_shared::openapi::Operation;
 use pulsestream_shared::problem::{not_allowed, not_found};
 use pulsestream_shared::service::{Context, Role, Routes};
 
+mod access;
 mod blocks;
 mod catch_up;
 mod chain;
@@ -37,10 +40,14 @@ mod group;
 mod heart;
 mod hub;
 mod index;
+mod issue;
+mod load;
 mod metrics;
 #[cfg(test)]
 mod model;
+mod newcomer;
 mod open_keys;
+mod origin;
 mod parcel;
 mod poll;
 mod range;
@@ -51,8 +58,10 @@ mod resume;
 mod ring;
 mod socket;
 mod sse;
+mod stats;
 mod stream;
 mod subscription;
+mod token;
 mod wish;
 
 /// How a broadcaster process names itself. It lives without the store and, reading the log itself,
@@ -64,11 +73,12 @@ pub const ROLE: Role = Role { name: "broadcaster", required: &[Dependency::Log] 
 /// # Errors
 /// [`OpenError`] when the log cannot be read at all.
 pub async fn build(context: Context, keyring: Arc<Keyring>) -> Result<Routes, OpenError> {
-    let metrics = Arc::new(metrics::LiveMetrics::new(&context));
     let registry = Arc::new(registry::Registry::default());
+    let feed = feed::Feed::new(context.engine.log.clone(), bounded(&context.config.live));
+    let load = load::Load::new(&context, registry.clone(), feed.clone());
+    let metrics = Arc::new(metrics::LiveMetrics::new(&context, load));
     let stop = context.shutdown.stop.clone();
 
-    let feed = feed::Feed::new(context.engine.log.clone(), bounded(&context.config.live));
     let shown = (registry.clone(), feed.clone());
     let hub = hub::Hub::start(&context, shown, metrics.clone()).await?;
     context.spawn("hub", hub.run(stop.clone()));
@@ -88,15 +98,13 @@ pub async fn build(context: Context, keyring: Arc<Keyring>) -> Result<Routes, Op
     });
 
     let stream = stream::Stream {
-        keyring,
-        keys,
-        doors: doors::Doors::new(context.config.live.streams_per_client),
+        access: access::Access::new(keyring, keys, &context.config),
+        porch: newcomer::Porch::default(),
         registry,
         feed,
         ends,
         metrics,
         config: context.config.live.clone(),
-        dev: context.config.server.dev,
         drain: context.shutdown.drain.clone(),
         sockets: context.tasks.clone(),
     };
@@ -104,8 +112,20 @@ pub async fn build(context: Context, keyring: Arc<Keyring>) -> Result<Routes, Op
         .route("/v1/stream", get(stream::open).fallback_service(not_allowed("GET")))
         .route("/v1/stream/sse", get(stream::sse).fallback_service(not_allowed("GET")))
         .route("/v1/stream/poll", get(stream::poll).fallback_service(not_allowed("GET")))
+        .route("/v1/stream/stats", get(stats::stats).fallback_service(not_allowed("GET, HEAD")))
+        .route(
+            "/v1/stream/tokens",
+            post(issue::issue)
+                .layer(DefaultBodyLimit::max(issue::MOST_BODY_BYTES))
+                .fallback_service(not_allowed("POST")),
+        )
         .fallback(not_found);
     Ok(router.with_state(Arc::new(stream)).into())
+}
+
+/// The routes that answer once, in the API's description. Streams are described in `docs/live.md`.
+pub fn operations(config: &config::Config) -> [Operation; 2] {
+    [issue::operation(&config.live), stats::operation()]
 }
 
 fn bounded(config: &config::Live) -> feed::Bounded {

@@ -2,12 +2,21 @@
 
 use prometheus::{HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
 use pulsestream_shared::metrics::Metrics;
+use pulsestream_shared::problem::{Code, Problem};
 use pulsestream_shared::service::Context;
+
+use crate::load::Load;
+use crate::resume::Verdict;
+use crate::subscription::GapReason;
 
 /// The broadcaster's metrics; all without the prefix `pulsestream_`.
 pub(crate) struct LiveMetrics {
     /// Open connections.
-    connections: IntGaugeVec,
+    pub(crate) connections: IntGaugeVec,
+    /// Streams that were not opened, by the problem's code.
+    pub(crate) refusals: IntCounterVec,
+    /// Stream tokens handed out.
+    pub(crate) tokens: IntCounter,
     /// Connections the server closed, by close code.
     pub(crate) closes: IntCounterVec,
     /// Events handed to a subscriber's queue.
@@ -22,13 +31,31 @@ pub(crate) struct LiveMetrics {
     pub(crate) repairs: IntCounterVec,
     /// Repeats of an event in the log that were not shown again.
     pub(crate) repeats: IntCounter,
-    /// Places clients came back with, by what became of them.
+    /// Places clients came back with, by transport and what became of them.
     pub(crate) resumes: IntCounterVec,
     /// Gaps subscribers were told of, by reason.
     pub(crate) gaps: IntCounterVec,
     /// Time from acceptance to a later stage.
     pub(crate) freshness: HistogramVec,
+    /// What subscribers hold now.
+    pub(crate) load: Load,
 }
+
+/// The transport without a place, and all of them.
+const PLAIN: &str = "websocket";
+const TRANSPORTS: [&str; 4] = [PLAIN, "framed", "sse", "poll"];
+
+/// Why streams are refused, most of the time.
+const REFUSED: [Code; 8] = [
+    Code::MissingApiKey,
+    Code::InvalidApiKey,
+    Code::InvalidToken,
+    Code::Forbidden,
+    Code::TokenRestricted,
+    Code::OriginRefused,
+    Code::TooManyStreams,
+    Code::Overloaded,
+];
 
 /// An open connection; counted until it is dropped.
 pub(crate) struct Open(IntGauge);
@@ -47,10 +74,21 @@ impl LiveMetrics {
         Open(gauge)
     }
 
-    pub(crate) fn new(context: &Context) -> Self {
+    /// Counts a stream that was not opened.
+    pub(crate) fn refused(&self, problem: &Problem) {
+        self.refusals.with_label_values(&[problem.code().as_str()]).inc();
+    }
+
+    pub(crate) fn new(context: &Context, load: Load) -> Self {
         let metrics = Metrics(&context.registry);
         let new = Self {
             connections: metrics.gauges("live_connections", "Open connections.", &["transport"]),
+            refusals: metrics.counters(
+                "live_refusals_total",
+                "Streams that were not opened, by the code of the problem.",
+                &["code"],
+            ),
+            tokens: metrics.counter("live_tokens_total", "Stream tokens handed out."),
             closes: metrics.counters(
                 "live_closes_total",
                 "Connections the server closed, by close code.",
@@ -80,8 +118,8 @@ impl LiveMetrics {
             ),
             resumes: metrics.counters(
                 "live_resumes_total",
-                "Cursors clients came back with, by verdict.",
-                &["verdict"],
+                "Places at which streams began, by transport and verdict.",
+                &["transport", "verdict"],
             ),
             gaps: metrics.counters(
                 "live_gaps_total",
@@ -89,12 +127,22 @@ impl LiveMetrics {
                 &["reason"],
             ),
             freshness: context.freshness.clone(),
+            load,
         };
-        for transport in ["websocket", "framed", "sse", "poll"] {
+        for transport in TRANSPORTS {
             new.connections.with_label_values(&[transport]);
         }
-        new.resumes.with_label_values(&["recovered"]);
-        new.gaps.with_label_values(&["slow"]);
+        for transport in TRANSPORTS.into_iter().filter(|transport| *transport != PLAIN) {
+            for verdict in Verdict::ALL {
+                new.resumes.with_label_values(&[transport, verdict.label()]);
+            }
+        }
+        for reason in GapReason::ALL {
+            new.gaps.with_label_values(&[reason.word()]);
+        }
+        for code in REFUSED {
+            new.refusals.with_label_values(&[code.as_str()]);
+        }
         new.dropped.with_label_values(&["slow"]);
         new.repairs.with_label_values(&["log"]);
         new

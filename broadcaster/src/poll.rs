@@ -10,13 +10,14 @@ use axum::response::{IntoResponse as _, Response};
 use pulsestream_shared::problem::{Code, Problem};
 use tokio::time::{Instant, sleep_until};
 
+use crate::access::Admitted;
 use crate::cursor::Cursor;
 use crate::delivery::{Delivery, Outgoing};
 use crate::filter::faults;
 use crate::group::{Bell, wait_until};
 use crate::parcel::Parcel;
 use crate::resume::{Start, Verdict};
-use crate::stream::{Admitted, Stream};
+use crate::stream::Stream;
 use crate::wish::{Mode, Wish};
 
 const DEFAULT_LIMIT: usize = 100;
@@ -82,11 +83,12 @@ pub(crate) async fn answer(
     let delivery = stream.subscribe(Wish { mode: Mode::Live, ..wish }, start, &bell);
     let begun_at = Instant::now();
     let mut page = Page { delivery, terms, begun_at, json: String::new(), count: 0, end: None };
-    let ended = admitted.ended();
+    let ended = admitted.grant.ended();
+    let until = admitted.grant.until(begun_at + terms.wait);
     tokio::select! {
         biased;
         () = ended.cancelled() => return Problem::from(Code::InvalidApiKey).into_response(),
-        () = page.fill(&bell, begun_at + terms.wait) => {}
+        () = page.fill(&bell, until) => {}
         () = stream.drain.cancelled() => page.take(),
     }
     page.render(&stream)

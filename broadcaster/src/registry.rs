@@ -144,6 +144,16 @@ impl Registry {
         delivered
     }
 
+    /// How many subscribers there are, and the bytes queued for them.
+    pub(crate) fn load(&self) -> (usize, usize) {
+        let subscribers = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let own = subscribers.by_client.values().flat_map(HashMap::values);
+        let all = own.chain(subscribers.everybody.values());
+        all.fold((0, 0), |(count, bytes), subscriber| {
+            (count + 1, bytes + subscriber.queued.load(Ordering::Relaxed))
+        })
+    }
+
     /// Marks every subscriber as having missed something: the log cannot give back what is gone.
     pub(crate) fn tell_gap(&self) {
         let subscribers = self.0.read().unwrap_or_else(PoisonError::into_inner);

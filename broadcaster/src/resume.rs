@@ -72,6 +72,18 @@ pub(crate) enum Verdict {
 }
 
 impl Verdict {
+    /// Every one.
+    pub(crate) const ALL: [Self; 8] = [
+        Self::FromNow,
+        Self::Recovered,
+        Self::Lost(Lost::Malformed),
+        Self::Lost(Lost::OtherVersion),
+        Self::Lost(Lost::OtherEpoch),
+        Self::Lost(Lost::BeyondRetention),
+        Self::Lost(Lost::Expired),
+        Self::Lost(Lost::Ahead),
+    ];
+
     /// What clients see as `recovered`.
     pub(crate) const fn recovered(self) -> Option<bool> {
         match self {

@@ -9,14 +9,14 @@ use axum::extract::ws::{Message, Utf8Bytes, WebSocket};
 use bytes::Bytes;
 use futures_util::{SinkExt as _, StreamExt as _};
 use pulsestream_shared::config;
-use tokio::time::{sleep_until, timeout};
+use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::close::Close;
+use crate::access::Admitted;
+use crate::close::{self, Close};
 use crate::heart::Heart;
 use crate::metrics::LiveMetrics;
 use crate::registry::{Inbox, Registration};
-use crate::stream::Admitted;
 
 /// Frames written with one flush.
 const FRAMES_PER_WRITE: usize = 128;
@@ -57,7 +57,7 @@ impl Socket {
     async fn serve(&mut self, websocket: &mut WebSocket) -> Result<Close, Gone> {
         let mut frames = Vec::with_capacity(FRAMES_PER_WRITE);
         let mut heart = Heart::new(&self.config);
-        let ended = self.admitted.ended();
+        let ended = self.admitted.grant.ended();
         loop {
             // Cancel safe: recv_many takes nothing when cancelled, the stream keeps what it has read.
             tokio::select! {
@@ -71,7 +71,10 @@ impl Socket {
                     }
                     return Ok(Close::Restart);
                 }
-                () = sleep_until(heart.next) => {
+                () = sleep_until(self.admitted.grant.until(heart.next)) => {
+                    if self.admitted.grant.is_over(Instant::now()) {
+                        return Ok(Close::Expired);
+                    }
                     if !heart.beat() {
                         return Err(Gone);
                     }
@@ -79,7 +82,11 @@ impl Socket {
                 }
                 message = websocket.next() => match message {
                     Some(Ok(Message::Pong(_))) => heart.answered(),
-                    Some(Ok(Message::Close(_))) | None => return Err(Gone),
+                    Some(Ok(Message::Close(_))) => {
+                        close::answer(websocket).await;
+                        return Err(Gone);
+                    }
+                    None => return Err(Gone),
                     Some(message) => drop(message?),
                 },
                 taken = self.inbox.frames.recv_many(&mut frames, FRAMES_PER_WRITE) => {

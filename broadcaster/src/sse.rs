@@ -15,6 +15,7 @@ use rand::RngExt as _;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep_until};
 
+use crate::access::Admitted;
 use crate::close::Close;
 use crate::delivery::{Delivery, Outgoing};
 use crate::frames::hello_members;
@@ -22,7 +23,7 @@ use crate::group::{Bell, wait_until};
 use crate::metrics::Open;
 use crate::parcel::{Form, Parcel};
 use crate::resume::Start;
-use crate::stream::{Admitted, Stream};
+use crate::stream::Stream;
 use crate::wish::Wish;
 
 /// What became of the cursor, for clients that look at headers.
@@ -86,22 +87,30 @@ impl Sse {
         if let Some(hello) = self.hello.take() {
             return Some(hello.into());
         }
-        let ended = self.admitted.ended();
+        let ended = self.admitted.grant.ended();
         loop {
             if ended.is_cancelled() {
                 return Some(self.go_away(Close::Revoked));
+            }
+            if self.admitted.grant.is_over(Instant::now()) {
+                return Some(self.go_away(Close::Expired));
             }
             if let Some(outgoing) = self.delivery.pull(Instant::now()) {
                 return Some(self.encode(outgoing));
             }
             let due = self.delivery.due();
+            let until = self.admitted.grant.until(self.end_at);
             // Cancel safe: nothing is taken before the next pull.
             tokio::select! {
                 biased;
                 () = ended.cancelled() => {}
                 () = wait_until(due, &self.bell) => {}
                 () = self.stream.drain.cancelled() => return Some(self.go_away(Close::Restart)),
-                () = sleep_until(self.end_at) => return Some(self.go_away(Close::Lifetime)),
+                () = sleep_until(until) => {
+                    if !self.admitted.grant.is_over(Instant::now()) {
+                        return Some(self.go_away(Close::Lifetime));
+                    }
+                }
                 () = sleep_until(self.beat_at) => return Some(self.beat()),
             }
         }

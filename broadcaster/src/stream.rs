@@ -3,28 +3,28 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Extension;
 use axum::extract::ws::rejection::WebSocketUpgradeRejection;
-use axum::extract::{RawQuery, State, WebSocketUpgrade};
-use axum::http::{HeaderMap, HeaderName};
-use axum::response::Response;
-use pulsestream_shared::auth::Keyring;
+use axum::extract::{State, WebSocketUpgrade};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Uri};
+use axum::response::{IntoResponse as _, Response};
 use pulsestream_shared::config;
 use pulsestream_shared::problem::{Code, Problem};
-use pulsestream_shared::store::Scope;
+use pulsestream_shared::service::Peer;
 use rand::RngExt as _;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::access::{Access, Admitted, Shown, subprotocol};
 use crate::close::Close;
 use crate::delivery::Delivery;
-use crate::doors::{Doors, Inside};
 use crate::ends::{Ends, Floor};
 use crate::feed::Feed;
-use crate::filter::{Audience, Filter};
+use crate::filter::Filter;
 use crate::framed::Framed;
 use crate::group::Bell;
 use crate::metrics::LiveMetrics;
-use crate::open_keys::{OpenKey, OpenKeys};
+use crate::newcomer::{Newcomer, Porch};
 use crate::poll::{self, Terms};
 use crate::registry::{Registry, Subscriber};
 use crate::resume::{From, Start, judge};
@@ -41,110 +41,188 @@ const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 const READ_BUFFER_BYTES: usize = 4 * 1_024;
 const MAX_MESSAGE_BYTES: usize = 16 * 1_024;
 
-/// Who was let in.
-pub(crate) struct Admitted {
-    pub(crate) audience: Audience,
-    /// The key that says so; none for anonymous reading.
-    pub(crate) key: Option<Arc<OpenKey>>,
-    /// Counts the stream for as long as it is kept.
-    _inside: Inside,
-}
-
-impl Admitted {
-    /// Cancelled once the key works no more.
-    pub(crate) fn ended(&self) -> CancellationToken {
-        self.key.as_ref().map(|key| key.ended.clone()).unwrap_or_default()
-    }
-}
-
-/// What the route needs.
+/// What the routes need.
 pub(crate) struct Stream {
-    pub(crate) keyring: Arc<Keyring>,
-    pub(crate) keys: Arc<OpenKeys>,
-    pub(crate) doors: Arc<Doors>,
+    pub(crate) access: Access,
+    pub(crate) porch: Porch,
     pub(crate) registry: Arc<Registry>,
     pub(crate) feed: Arc<Feed>,
     pub(crate) ends: Ends,
     pub(crate) metrics: Arc<LiveMetrics>,
     pub(crate) config: config::Live,
-    pub(crate) dev: bool,
     pub(crate) drain: CancellationToken,
     pub(crate) sockets: TaskTracker,
 }
 
+/// One request for a stream.
+pub(crate) struct Request {
+    peer: Peer,
+    target: Uri,
+    headers: HeaderMap,
+    query: String,
+}
+
+impl Request {
+    pub(crate) fn new(peer: Peer, target: Uri, headers: HeaderMap) -> Self {
+        let query = target.query().unwrap_or_default().to_owned();
+        Self { peer, target, headers, query }
+    }
+
+    fn shown(&self) -> Shown<'_> {
+        Shown::by(&self.headers, &self.query)
+    }
+}
+
+/// `GET /v1/stream`.
 pub(crate) async fn open(
     State(stream): State<Arc<Stream>>,
+    Extension(peer): Extension<Peer>,
+    target: Uri,
     headers: HeaderMap,
-    RawQuery(query): RawQuery,
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
-) -> Result<Response, Problem> {
-    let (admitted, wish) = stream.admit(&headers, query.as_deref()).await?;
-    let upgrade = upgrade.map_err(|_| {
-        Problem::from(Code::BadRequest)
-            .detail("this is a WebSocket: connect with a WebSocket client")
-    })?;
-    let upgrade = upgrade.protocols([PROTOCOL]);
-    if wish.framed || upgrade.selected_protocol().is_some() {
-        let start = stream.judge(&wish.from).await?;
-        return Ok(stream.start_framed(admitted, wish, start, upgrade));
-    }
-    Ok(stream.start(wish.filter, admitted, stream.ends.now().await, upgrade))
+) -> Response {
+    let request = Request::new(peer, target, headers);
+    stream.told(stream.open(request, upgrade).await)
 }
 
 /// `GET /v1/stream/sse`. A client that reconnects by itself names its place in a header.
 pub(crate) async fn sse(
     State(stream): State<Arc<Stream>>,
+    Extension(peer): Extension<Peer>,
+    target: Uri,
     headers: HeaderMap,
-    RawQuery(query): RawQuery,
-) -> Result<Response, Problem> {
-    let (admitted, mut wish) = stream.admit(&headers, query.as_deref()).await?;
-    if let Some(id) = headers.get(LAST_EVENT_ID).filter(|id| !id.is_empty()) {
-        // What is no text is no cursor, and told so.
-        wish.from = From::cursor(id.to_str().unwrap_or("?"));
-    }
-    let start = stream.judge(&wish.from).await?;
-    Ok(sse::answer(stream, admitted, wish, start))
+) -> Response {
+    let request = Request::new(peer, target, headers);
+    let answer = async {
+        stream.check_origin(&request)?;
+        let (admitted, mut wish) = stream.admit(&request).await?;
+        if let Some(id) = request.headers.get(LAST_EVENT_ID).filter(|id| !id.is_empty()) {
+            // What is no text is no cursor, and told so.
+            wish.from = From::cursor(id.to_str().unwrap_or("?"));
+        }
+        let start = stream.judge(&wish.from, "sse").await?;
+        Ok(sse::answer(stream.clone(), admitted, wish, start))
+    };
+    stream.told(answer.await)
 }
 
 /// `GET /v1/stream/poll`.
 pub(crate) async fn poll(
     State(stream): State<Arc<Stream>>,
+    Extension(peer): Extension<Peer>,
+    target: Uri,
     headers: HeaderMap,
-    RawQuery(query): RawQuery,
-) -> Result<Response, Problem> {
-    let (admitted, wish) = stream.admit(&headers, query.as_deref()).await?;
-    let terms = Terms::parse(query.as_deref().unwrap_or_default())?;
-    let start = stream.judge(&wish.from).await?;
-    Ok(poll::answer(stream, admitted, wish, start, terms).await)
+) -> Response {
+    let request = Request::new(peer, target, headers);
+    let answer = async {
+        stream.check_origin(&request)?;
+        let (admitted, wish) = stream.admit(&request).await?;
+        let terms = Terms::parse(&request.query)?;
+        let start = stream.judge(&wish.from, "poll").await?;
+        Ok(poll::answer(stream.clone(), admitted, wish, start, terms).await)
+    };
+    stream.told(answer.await)
 }
 
 impl Stream {
-    /// Whose events may be seen, and what is wanted.
-    async fn admit(
-        &self,
-        headers: &HeaderMap,
-        query: Option<&str>,
-    ) -> Result<(Admitted, Wish), Problem> {
-        let (audience, key) = match self.keyring.authorize(headers, Scope::EventsRead).await {
-            Ok(key) => {
-                let entered = self.keys.enter(key.hash).await.ok_or(Code::InvalidApiKey)?;
-                (Audience::Client(key.client), Some(entered))
-            }
-            Err(problem) if self.dev && problem.code() == Code::MissingApiKey => {
-                (Audience::Everybody, None)
-            }
-            Err(problem) => return Err(problem),
+    /// The answer; a refusal is counted.
+    fn told(&self, answer: Result<Response, Problem>) -> Response {
+        answer.unwrap_or_else(|problem| {
+            self.metrics.refused(&problem);
+            problem.into_response()
+        })
+    }
+
+    async fn open(
+        self: &Arc<Self>,
+        request: Request,
+        upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
+    ) -> Result<Response, Problem> {
+        self.check_origin(&request)?;
+        let upgrade = upgrade.map_err(|_| {
+            Problem::from(Code::BadRequest)
+                .detail("this is a WebSocket: connect with a WebSocket client")
+        })?;
+        let mut upgrade = upgrade.protocols([PROTOCOL]);
+        let asks_for_frames = upgrade.selected_protocol().is_some();
+        if !asks_for_frames
+            && let Some(offered) = subprotocol(&request.headers)
+            && let Ok(taken) = HeaderValue::from_str(offered)
+        {
+            // A browser ends a connection of which none of its offers was taken.
+            upgrade.set_selected_protocol(taken);
+        }
+        let framed = match Wish::is_framed(&request.query) {
+            Ok(framed) => framed || asks_for_frames,
+            Err(problem) => return self.turn_away(&request, problem, upgrade),
         };
-        let wish = Wish::parse(audience, query.unwrap_or_default())?;
-        let _inside = self.doors.enter(audience)?;
-        Ok((Admitted { audience, key, _inside }, wish))
+        match self.admit(&request).await {
+            Ok((admitted, wish)) if framed => {
+                let start = self.judge(&wish.from, "framed").await?;
+                Ok(self.start_framed(admitted, wish, start, upgrade))
+            }
+            Ok((admitted, wish)) => {
+                Ok(self.start(wish.filter, admitted, self.ends.now().await, upgrade))
+            }
+            Err(problem) if framed && problem.code() == Code::MissingApiKey => {
+                self.start_newcomer(request, upgrade)
+            }
+            Err(problem) => self.turn_away(&request, problem, upgrade),
+        }
+    }
+
+    fn check_origin(&self, request: &Request) -> Result<(), Problem> {
+        self.access.check_origin(&request.headers, &request.target)
+    }
+
+    /// Whose events may be seen, and what of them is wanted.
+    async fn admit(&self, request: &Request) -> Result<(Admitted, Wish), Problem> {
+        let grant = self.access.grant(&request.shown()).await?;
+        let wish = grant.narrow(Wish::parse(grant.audience, &request.query)?)?;
+        let arrival = self.access.arrive(request.peer.0)?;
+        Ok((Admitted::new(grant, arrival)?, wish))
     }
 
     /// Where the stream begins, counted.
-    async fn judge(&self, from: &From) -> Result<Start, Problem> {
+    pub(crate) async fn judge(&self, from: &From, transport: &str) -> Result<Start, Problem> {
         let start = judge(from, &self.feed, &self.ends).await?;
-        self.metrics.resumes.with_label_values(&[start.verdict.label()]).inc();
+        self.metrics.resumes.with_label_values(&[transport, start.verdict.label()]).inc();
         Ok(start)
+    }
+
+    /// Opens a socket whose client says with its first message who it is.
+    fn start_newcomer(
+        self: &Arc<Self>,
+        request: Request,
+        upgrade: WebSocketUpgrade,
+    ) -> Result<Response, Problem> {
+        let arrival = self.access.arrive(request.peer.0)?;
+        let place = self.porch.enter()?;
+        let newcomer = Newcomer { stream: self.clone(), arrival, query: request.query, place };
+        let tracked = self.sockets.clone();
+        Ok(bounded(upgrade)
+            .on_upgrade(move |websocket| tracked.track_future(newcomer.run(websocket))))
+    }
+
+    /// Refuses. Of a refused handshake a browser tells its page nothing, so whoever came with a token, as
+    /// pages do, gets the socket and a close code; while there is room for strangers.
+    fn turn_away(
+        self: &Arc<Self>,
+        request: &Request,
+        problem: Problem,
+        upgrade: WebSocketUpgrade,
+    ) -> Result<Response, Problem> {
+        let by_token = matches!(request.shown(), Shown::Token(_));
+        let close = Close::of(&problem).filter(|_| by_token);
+        let (Some(close), Ok(place)) = (close, self.porch.enter()) else { return Err(problem) };
+        self.metrics.refused(&problem);
+        let (metrics, tracked) = (self.metrics.clone(), self.sockets.clone());
+        Ok(bounded(upgrade).on_upgrade(move |mut websocket| {
+            tracked.track_future(async move {
+                close.tell(&mut websocket, &metrics).await;
+                drop(place);
+            })
+        }))
     }
 
     /// Begins a subscription; the bell rings at once, so that it is looked at.
@@ -168,7 +246,7 @@ impl Stream {
     pub(crate) fn reconnect_after_ms(&self, close: Close) -> u64 {
         let within_ms = match close {
             // The others of this process are there at once.
-            Close::Lifetime => 500,
+            Close::Lifetime | Close::Expired => 500,
             _ => 5_000,
         };
         rand::rng().random_range(0..=within_ms)

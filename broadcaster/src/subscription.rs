@@ -22,6 +22,7 @@ use tokio::time::Instant;
 use crate::catch_up::{CatchUp, Read};
 use crate::cursor::Cursor;
 use crate::feed::{Entered, Feed};
+use crate::filter::Filter;
 use crate::group::{Bell, Group, Member, Taken};
 use crate::parcel::Parcel;
 
@@ -48,6 +49,16 @@ pub(crate) enum GapReason {
 }
 
 impl GapReason {
+    /// Every one.
+    pub(crate) const ALL: [Self; 6] = [
+        Self::Slow,
+        Self::BeyondRetention,
+        Self::OtherEpoch,
+        Self::Expired,
+        Self::LogUnavailable,
+        Self::Busy,
+    ];
+
     /// The word a client is told.
     pub(crate) const fn word(self) -> &'static str {
         match self {
@@ -111,6 +122,11 @@ impl Subscription {
             subscription.read_log(None);
         }
         subscription
+    }
+
+    /// What it asks for.
+    pub(crate) fn filter(&self) -> &Filter {
+        &self.group.filter
     }
 
     /// Everything below was handed out by [`pull`](Self::pull), or was not asked for.

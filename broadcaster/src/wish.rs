@@ -30,6 +30,14 @@ pub(crate) struct Wish {
 }
 
 impl Wish {
+    /// Whether a query asks for what only a framed WebSocket has, whoever asks.
+    ///
+    /// # Errors
+    /// 400 with every fault.
+    pub(crate) fn is_framed(query: &str) -> Result<bool, Problem> {
+        Ok(Self::parse(Audience::Everybody, query)?.framed)
+    }
+
     /// Reads a query string; unknown names are ignored.
     ///
     /// # Errors

@@ -8,6 +8,7 @@ use reqwest::header::HeaderMap;
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
+use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tokio_tungstenite::tungstenite::{Error as WsError, Message};
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
 use uuid::Uuid;
@@ -114,6 +115,18 @@ impl Client {
         answer(build(&self.http, &self.url).header("x-api-key", &self.key)).await
     }
 
+    /// `POST` of JSON to a path, with the key.
+    ///
+    /// # Errors
+    /// When there is no answer at all.
+    pub async fn post_json(&self, path: &str, body: &Value) -> reqwest::Result<Answer> {
+        self.send(|http, url| {
+            let request = http.post(format!("{url}{path}"));
+            request.header("content-type", "application/json").body(body.to_string())
+        })
+        .await
+    }
+
     /// `GET` of a path, without a key.
     ///
     /// # Errors
@@ -153,7 +166,11 @@ pub fn refusal(connected: Result<Dashboard, WsError>) -> u16 {
 }
 
 /// A dashboard's socket.
-pub struct Dashboard(WebSocketStream<MaybeTlsStream<TcpStream>>);
+pub struct Dashboard {
+    socket: WebSocketStream<MaybeTlsStream<TcpStream>>,
+    /// The subprotocol the server took; empty when none was.
+    pub protocol: String,
+}
 
 impl Dashboard {
     /// Connects to `/v1/stream` with that query.
@@ -161,12 +178,27 @@ impl Dashboard {
     /// # Errors
     /// When the server refuses.
     pub async fn connect(url: &str, key: &str, query: &str) -> Result<Self, WsError> {
+        Self::open(url, query, &[("x-api-key", key)]).await
+    }
+
+    /// The same with these headers, such as a browser's; empty ones are left out.
+    ///
+    /// # Errors
+    /// When the server refuses, or takes none of the offered subprotocols.
+    pub async fn open(
+        url: &str,
+        query: &str,
+        headers: &[(&'static str, &str)],
+    ) -> Result<Self, WsError> {
         let url = format!("{}/v1/stream?{query}", url.replacen("http", "ws", 1));
         let mut request = url.into_client_request()?;
-        if let Ok(key) = key.parse() {
-            request.headers_mut().insert("x-api-key", key);
+        for (name, value) in headers.iter().filter(|(_, value)| !value.is_empty()) {
+            request.headers_mut().insert(*name, value.parse()?);
         }
-        Ok(Self(connect_async(request).await?.0))
+        let (socket, answer) = connect_async(request).await?;
+        let protocol = answer.headers().get("sec-websocket-protocol");
+        let protocol = protocol.and_then(|value| value.to_str().ok()).unwrap_or_default();
+        Ok(Self { socket, protocol: protocol.to_owned() })
     }
 
     /// Sends a text.
@@ -174,7 +206,7 @@ impl Dashboard {
     /// # Panics
     /// When the socket is closed.
     pub async fn say(&mut self, text: &str) {
-        self.0.send(Message::text(text)).await.expect("sent");
+        self.socket.send(Message::text(text)).await.expect("sent");
     }
 
     /// The next event.
@@ -194,7 +226,7 @@ impl Dashboard {
     /// When it is no JSON.
     pub async fn next_frame(&mut self) -> Option<Value> {
         loop {
-            let next = tokio::time::timeout(PATIENCE, self.0.next()).await;
+            let next = tokio::time::timeout(PATIENCE, self.socket.next()).await;
             match next.ok().flatten()?.ok()? {
                 Message::Text(text) => return Some(serde_json::from_str(&text).expect("JSON")),
                 Message::Close(_) => return None,
@@ -221,6 +253,25 @@ impl Dashboard {
             events.push(self.next().await);
         }
         events
+    }
+
+    /// Closes the socket; the code of the server's answer, none when it only ends.
+    ///
+    /// # Panics
+    /// When neither comes in time.
+    pub async fn close(&mut self) -> Option<u16> {
+        let code = 1000.into();
+        self.socket.close(Some(CloseFrame { code, reason: "".into() })).await.expect("sent");
+        let ended = async {
+            loop {
+                match self.socket.next().await? {
+                    Ok(Message::Close(frame)) => return frame.map(|frame| frame.code.into()),
+                    Ok(_) => {}
+                    Err(_) => return None,
+                }
+            }
+        };
+        tokio::time::timeout(PATIENCE, ended).await.expect("an end in time")
     }
 
     /// The close code the server sends, after any number of events.
@@ -254,7 +305,7 @@ impl Dashboard {
     async fn next_message(&mut self) -> Message {
         let wanted = async {
             loop {
-                match self.0.next().await.expect("an open socket").expect("a frame") {
+                match self.socket.next().await.expect("an open socket").expect("a frame") {
                     Message::Ping(_) | Message::Pong(_) => {}
                     message => return message,
                 }

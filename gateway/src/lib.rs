@@ -10,6 +10,7 @@ use pulsestream_shared::auth::Keyring;
 use pulsestream_shared::engine::OpenError;
 use pulsestream_shared::metrics::Metrics;
 use pulsestream_shared::service::{Context, Role, Routes};
+use serde_json::Value;
 use std::sync::Arc;
 
 mod admission;
@@ -45,6 +46,19 @@ pub const ROLE: Role = Role { name: "gateway", required: &[Dependency::Log] };
 /// # Errors
 /// None now; the signature is that of every service.
 pub async fn build(context: Context, keyring: Arc<Keyring>) -> Result<Routes, OpenError> {
+    let document = openapi(&context.config, []);
+    build_beside(context, keyring, &document).await
+}
+
+/// The same beside other services of the process, whose routes the document describes too.
+///
+/// # Errors
+/// As [`build`].
+pub async fn build_beside(
+    context: Context,
+    keyring: Arc<Keyring>,
+    document: &Value,
+) -> Result<Routes, OpenError> {
     let metrics = Arc::new(metrics::GatewayMetrics::new(&context));
     let committer = commit::start(&context, metrics.clone());
     let (limits, reports) = limits::Limits::new(
@@ -72,9 +86,8 @@ pub async fn build(context: Context, keyring: Arc<Keyring>) -> Result<Routes, Op
         metrics: metrics.clone(),
     };
     let most = context.config.ingest.max_in_flight;
-    let document = openapi::document(&context.config);
     let rest = read::routes(read.clone())
-        .merge(openapi::routes(&document))
-        .merge(docs_page::routes(&document));
+        .merge(openapi::routes(document))
+        .merge(docs_page::routes(document));
     Ok(router::router(&Arc::new(ingest), &read, rest, &metrics, context.traces, most))
 }

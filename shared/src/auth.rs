@@ -32,6 +32,7 @@ mod census;
 mod door;
 mod memory;
 mod notices;
+mod seal;
 #[cfg(test)]
 mod tests;
 
@@ -39,6 +40,7 @@ use census::Census;
 use door::Doors;
 use memory::{Answer, Found, Joined, Lookup, Memory, Recall, Refusal};
 pub use notices::{KeyNotice, KeyNotices, announce};
+pub use seal::Seal;
 
 /// How long a key that was valid works while it cannot be asked for.
 pub const STALE: Duration = Duration::from_secs(600);
@@ -194,7 +196,19 @@ impl Keyring {
         scope: Scope,
     ) -> Result<Arc<KeyRecord>, Problem> {
         let key = key_of(headers).ok_or(Code::MissingApiKey)?;
-        let record = self.find(self.pepper.hash(key)).await.map_err(|refusal| match refusal {
+        self.authorize_hash(self.pepper.hash(key), scope).await
+    }
+
+    /// The same for whoever shows something that was handed out to the key of that hash.
+    ///
+    /// # Errors
+    /// As [`Keyring::authorize`].
+    pub async fn authorize_hash(
+        self: &Arc<Self>,
+        hash: KeyHash,
+        scope: Scope,
+    ) -> Result<Arc<KeyRecord>, Problem> {
+        let record = self.find(hash).await.map_err(|refusal| match refusal {
             Refusal::Unknown => Code::InvalidApiKey,
             Refusal::Unavailable => Code::Unavailable,
         })?;
@@ -206,6 +220,11 @@ impl Keyring {
                 .detail(format!("this API key lacks the scope {}", scope.as_str())));
         }
         Ok(record)
+    }
+
+    /// Signs what is handed out for one purpose; every process of this pipeline knows it again.
+    pub fn seal(&self, purpose: &str) -> Seal {
+        self.pepper.seal(purpose)
     }
 
     /// False once a key that was authorized works no more; true while nobody can say.
@@ -375,10 +394,12 @@ fn works(record: &KeyRecord) -> bool {
 /// `x-api-key`, or `Authorization: Bearer`.
 fn key_of(headers: &HeaderMap) -> Option<&str> {
     let direct = headers.get("x-api-key").and_then(|value| value.to_str().ok());
-    let bearer = || {
-        let value = headers.get(axum::http::header::AUTHORIZATION)?.to_str().ok()?;
-        let (scheme, key) = value.split_once(' ')?;
-        scheme.eq_ignore_ascii_case("bearer").then(|| key.trim())
-    };
-    direct.or_else(bearer).filter(|key| !key.is_empty())
+    direct.or_else(|| bearer(headers)).filter(|key| !key.is_empty())
+}
+
+/// What follows `Bearer` in `Authorization`.
+pub fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let value = headers.get(axum::http::header::AUTHORIZATION)?.to_str().ok()?;
+    let (scheme, shown) = value.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| shown.trim())
 }

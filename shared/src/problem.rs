@@ -53,7 +53,10 @@ pub enum Code {
     InvalidIdempotencyKey,
     MissingApiKey,
     InvalidApiKey,
+    InvalidToken,
     Forbidden,
+    TokenRestricted,
+    OriginRefused,
     NotFound,
     MethodNotAllowed,
     RequestTimeout,
@@ -63,6 +66,7 @@ pub enum Code {
     IdempotencyMismatch,
     BatchInvalid,
     QuotaExceeded,
+    TooManyStreams,
     BadRequest,
     Overloaded,
     LogUnavailable,
@@ -74,6 +78,7 @@ pub enum Code {
 
 impl Code {
     /// Status, stable word, title, and the fewest seconds after which the same request may be sent again.
+    #[expect(clippy::too_many_lines, reason = "one table")]
     const fn row(self) -> (StatusCode, &'static str, &'static str, Option<u32>) {
         use StatusCode as S;
         match self {
@@ -97,7 +102,22 @@ impl Code {
                 "The API key is unknown, revoked or expired",
                 None,
             ),
+            Self::InvalidToken => (
+                S::UNAUTHORIZED,
+                "invalid_token",
+                "The stream token is not one of ours or has expired",
+                None,
+            ),
             Self::Forbidden => (S::FORBIDDEN, "forbidden", "The API key lacks a scope", None),
+            Self::TokenRestricted => {
+                (S::FORBIDDEN, "token_restricted", "The stream token does not allow this", None)
+            }
+            Self::OriginRefused => (
+                S::FORBIDDEN,
+                "origin_refused",
+                "Pages of this origin may not open streams here",
+                None,
+            ),
             Self::NotFound => (S::NOT_FOUND, "not_found", "No such resource", None),
             Self::MethodNotAllowed => {
                 (S::METHOD_NOT_ALLOWED, "method_not_allowed", "Method not allowed here", None)
@@ -128,6 +148,9 @@ impl Code {
             }
             Self::QuotaExceeded => {
                 (S::TOO_MANY_REQUESTS, "quota_exceeded", "Too many events", Some(1))
+            }
+            Self::TooManyStreams => {
+                (S::TOO_MANY_REQUESTS, "too_many_streams", "Too many streams are open", Some(5))
             }
             Self::BadRequest => (S::BAD_REQUEST, "bad_request", "Bad request", None),
             Self::Overloaded => {

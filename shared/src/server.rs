@@ -4,6 +4,7 @@
 //! hold its connection for ever and a shutdown would wait for it. What happens on a connection is in
 //! `connection`, its encryption in `tls`, what every answer has in `manners`.
 
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -30,6 +31,11 @@ pub use self::routes::Routes;
 pub(crate) use self::tls::Tls;
 pub use self::tls::TlsError;
 
+/// Who is at the other end of a request's connection: a client, or a proxy in front. Every request has it as an
+/// extension, except `POST`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Peer(pub IpAddr);
+
 /// Serves on these terms until `drain`, then lets open requests finish for `drain_timeout`.
 ///
 /// Returns when every connection is closed or the time is up. Upgraded connections (WebSockets) are
@@ -38,10 +44,10 @@ pub(crate) async fn serve(listener: TcpListener, terms: Terms, config: &config::
     let connections = TaskTracker::new();
     let places = Arc::new(Semaphore::new(config.max_connections));
     let terms = Arc::new(terms);
-    let spawn = |stream: TcpStream, place: OwnedSemaphorePermit| {
+    let spawn = |stream: TcpStream, address: SocketAddr, place: OwnedSemaphorePermit| {
         let terms = terms.clone();
         connections.spawn(async move {
-            terms.serve(stream).await;
+            terms.serve(stream, Peer(address.ip().to_canonical())).await;
             drop(place);
         });
     };
@@ -58,15 +64,15 @@ pub(crate) async fn serve(listener: TcpListener, terms: Terms, config: &config::
             () = terms.drain.cancelled() => break,
         };
         match accepted {
-            Ok((stream, _)) => spawn(stream, place),
+            Ok((stream, address)) => spawn(stream, address, place),
             Err(error) => pause_after(&error).await,
         }
     }
     // Whoever the kernel has let in already would be cut by the listener's end.
     while let Ok(place) = places.clone().try_acquire_owned()
-        && let Some(Ok((stream, _))) = listener.accept().now_or_never()
+        && let Some(Ok((stream, address))) = listener.accept().now_or_never()
     {
-        spawn(stream, place);
+        spawn(stream, address, place);
     }
     drop(listener);
     connections.close();

@@ -2,6 +2,7 @@
 
 use clap::Subcommand;
 use pulsestream_shared::config::{Config, Loaded};
+use serde_json::Value;
 
 use crate::output::print;
 
@@ -23,8 +24,33 @@ pub(crate) fn run(command: &ConfigCommand, loaded: &Loaded) -> Result<(), String
     print(&text)
 }
 
-/// `pulsestream openapi`: what a gateway with this configuration serves as `/openapi.json`.
+/// The description of the HTTP API of all services together.
+pub(crate) fn document(config: &Config) -> Value {
+    pulsestream_gateway::openapi(config, pulsestream_broadcaster::operations(config))
+}
+
+/// `pulsestream openapi`: what the all-in-one process with this configuration serves as `/openapi.json`.
 pub(crate) fn openapi(config: &Config) -> Result<(), String> {
-    let document = serde_json::to_string_pretty(&pulsestream_gateway::openapi(config));
+    let document = serde_json::to_string_pretty(&document(config));
     print(&(document.map_err(|error| error.to_string())? + "\n"))
+}
+
+#[cfg(test)]
+mod tests {
+    use pulsestream_shared::config::load;
+
+    use super::*;
+
+    #[test]
+    fn the_committed_document_is_that_of_the_code() {
+        let config = load(None, std::iter::empty(), &[]).expect("the defaults").config;
+        let of_code = serde_json::to_string_pretty(&document(&config)).expect("JSON");
+        let committed = include_str!("../../docs/openapi.json").trim_end();
+        let differ = committed.lines().zip(of_code.lines()).find(|(old, new)| old != new);
+        assert!(
+            committed == of_code,
+            "docs/openapi.json is not what the code says ({differ:?}); renew it with\n\
+             cargo run -p pulsestream -- openapi > docs/openapi.json"
+        );
+    }
 }

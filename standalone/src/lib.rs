@@ -33,7 +33,9 @@ pub const ROLE: Role =
 /// [`OpenError`] when one of them cannot be built.
 pub async fn build(context: Context) -> Result<Routes, OpenError> {
     let keyring = Keyring::open(&context).await?;
-    let gateway = pulsestream_gateway::build(context.clone(), keyring.clone()).await?;
+    let document = config_commands::document(&context.config);
+    let gateway =
+        pulsestream_gateway::build_beside(context.clone(), keyring.clone(), &document).await?;
     let broadcaster = pulsestream_broadcaster::build(context.clone(), keyring).await?;
     let consumer = pulsestream_consumer::build(context).await?;
     // Paths nobody knows are the gateway's to answer and to count.

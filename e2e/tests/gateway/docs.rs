@@ -1,6 +1,7 @@
 //! `/docs` as a browser gets it, and its commands as a shell runs them.
 
 use pulsestream_e2e::harness::{Engines, Harness};
+use pulsestream_shared::store::Scope;
 use tokio::process::Command;
 
 use crate::contract::assert_problem;
@@ -34,6 +35,7 @@ async fn the_page_is_answered_to_everybody_with_a_policy_and_only_once() {
 async fn every_command_of_the_page_is_understood() {
     let pipeline = Harness::new(Engines::Embedded).start().await;
     let page = pipeline.client().get_text("/docs").await.expect("a page");
+    let admin = pipeline.home.make_key_with("operator", &[Scope::Admin], None).await;
     let mut tried = 0;
     for section in page.split("<article ").skip(1) {
         let (_, command) = section.split_once("<pre class=\"command\"").expect("a command");
@@ -42,7 +44,7 @@ async fn every_command_of_the_page_is_understood() {
         let command = unescaped(command) + " -sS -o /dev/null -w '%{http_code}'";
         let mut shell = Command::new("sh");
         shell.args(["-c", &command]).env("URL", pipeline.gateway_url());
-        let done = shell.env("API_KEY", &pipeline.key).output().await.expect("a shell");
+        let done = shell.env("API_KEY", &admin).output().await.expect("a shell");
         let status = String::from_utf8(done.stdout).expect("a status");
         // An event and a device may be none of ours yet.
         assert!(

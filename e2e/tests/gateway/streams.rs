@@ -116,7 +116,7 @@ async fn a_client_with_too_many_streams_is_turned_away_and_no_other() {
         let answer = client.send(|http, url| http.get(format!("{url}/v1/stream/poll"))).await;
         answer.expect("an answer")
     };
-    assert_problem(&poll().await, 503, "overloaded");
+    assert_problem(&poll().await, 429, "too_many_streams");
     sse(&pipeline, &other_key, "").await;
     drop((socket, stream));
     wait_for("room", PATIENCE, async || poll().await.status == 200).await;

@@ -24,7 +24,7 @@ use uuid::Uuid;
 
 on_both!(
     a_traced_request_is_followed_to_the_record_the_store_and_the_relay,
-    keys_and_payloads_are_in_no_log_line,
+    keys_tokens_and_payloads_are_in_no_log_line,
     every_role_tells_metrics_that_promtool_finds_clean,
 );
 
@@ -192,7 +192,7 @@ async fn processes(home: &Home, folder: &std::path::Path) -> Vec<Process> {
     processes
 }
 
-async fn keys_and_payloads_are_in_no_log_line(engines: Engines) {
+async fn keys_tokens_and_payloads_are_in_no_log_line(engines: Engines) {
     const PAYLOAD: &str = "recognisable-payload";
     let level = ("PULSESTREAM__TELEMETRY__LOG_LEVEL".to_owned(), "trace".to_owned());
     let home = Home::new(engines, BTreeMap::from([level])).await;
@@ -217,12 +217,31 @@ async fn keys_and_payloads_are_in_no_log_line(engines: Engines) {
         read.is_ok_and(|answer| answer.body["data"].as_array().is_some_and(|d| d.len() == 1))
     })
     .await;
+    let live = Client::new(&processes.last().expect("one").url, &key);
+    let issued = live.post_json("/v1/stream/tokens", &serde_json::json!({})).await;
+    let token = issued.expect("an answer").body["token"].as_str().expect("a token").to_owned();
+    let protocols = format!("pulsestream.v1, bearer.{token}");
+    for (query, protocols) in [
+        (format!("token={token}"), ""),
+        (format!("token={token}x"), ""),
+        (String::new(), &*protocols),
+    ] {
+        let headers = [("sec-websocket-protocol", protocols)];
+        Dashboard::open(&processes.last().expect("one").url, &query, &headers).await.expect("open");
+        live.get(&format!("/v1/stream/poll?{query}")).await.expect("an answer");
+        client.get(&format!("/v1/nowhere?{query}")).await.expect("an answer");
+    }
+    let mut known = Dashboard::open(&processes.last().expect("one").url, "mode=live", &[]).await;
+    let known = known.as_mut().expect("open");
+    known.say(&serde_json::json!({"type": "auth", "id": 1, "token": token}).to_string()).await;
+    assert_eq!(known.next().await["type"], "hello");
     let secret = key.trim_start_matches("ps_test_").to_owned();
+    let token = token.trim_start_matches("ps_token_").to_owned();
     for process in &mut processes {
         process.terminate().await;
         let log = process.stderr();
         assert!(log.contains("listening"), "{} logs nothing", process.role());
-        for forbidden in [secret.as_str(), PAYLOAD] {
+        for forbidden in [secret.as_str(), token.as_str(), PAYLOAD] {
             let line = log.lines().find(|line| line.contains(forbidden));
             assert_eq!(line, None, "{}", process.role());
         }

@@ -220,6 +220,14 @@ section!(Live {
     stream_age: Duration,
     #[validate(range(min = 1, message = "is at least 1"))]
     streams_per_client: usize,
+    streams_per_address: usize,
+    opens_per_second: u32,
+    #[serde(with = "span")]
+    token_ttl: Duration,
+    #[serde(with = "span")]
+    token_max_ttl: Duration,
+    #[serde(with = "span")]
+    auth_timeout: Duration,
 });
 
 section!(Telemetry {
@@ -258,6 +266,30 @@ impl Server {
     /// How its URLs begin.
     pub fn scheme(&self) -> &'static str {
         if self.is_encrypted() { "https" } else { "http" }
+    }
+}
+
+impl Live {
+    fn requirements(&self) -> [(bool, &'static str, &'static str); 3] {
+        const SECOND: Duration = Duration::from_secs(1);
+        let (day, minute) = (SECOND * 86_400, SECOND * 60);
+        [
+            (
+                (SECOND..=day).contains(&self.token_max_ttl),
+                "live.token_max_ttl",
+                "must be between 1s and 1d: a token cannot be taken back but with its key",
+            ),
+            (
+                (SECOND..=self.token_max_ttl).contains(&self.token_ttl),
+                "live.token_ttl",
+                "must be between 1s and live.token_max_ttl",
+            ),
+            (
+                (Duration::from_millis(10)..=minute).contains(&self.auth_timeout),
+                "live.auth_timeout",
+                "must be between 10ms and 60s",
+            ),
+        ]
     }
 }
 
@@ -309,6 +341,9 @@ impl Config {
             "read.max_span",
             "must be between 1d and 3660d",
         );
+        for (holds, setting, message) in self.live.requirements() {
+            require(holds, setting, message);
+        }
         let server = &self.server;
         for (time, setting) in [
             (server.keep_alive_timeout, "server.keep_alive_timeout"),

@@ -32,13 +32,19 @@ pub struct Parameter {
 /// What is sent: the same thing in one or more media types.
 pub struct Body {
     about: String,
+    required: bool,
     content: Content,
 }
 
 impl Body {
     /// Something every request of the operation must have.
     pub fn new(about: impl Into<String>) -> Self {
-        Self { about: about.into(), content: Content::default() }
+        Self { about: about.into(), required: true, content: Content::default() }
+    }
+
+    /// Something a request may have.
+    pub fn optional(about: impl Into<String>) -> Self {
+        Self { required: false, ..Self::new(about) }
     }
 
     /// In this form.
@@ -61,7 +67,7 @@ impl Body {
 
     fn render(self, parts: &mut Parts) -> Value {
         let content = self.content.render(&mut parts.sent);
-        json!({"description": self.about, "required": true, "content": content})
+        json!({"description": self.about, "required": self.required, "content": content})
     }
 }
 

@@ -20,7 +20,16 @@ impl Code {
             }
             Self::MissingApiKey => "Send `x-api-key`, or `Authorization: Bearer KEY`.",
             Self::InvalidApiKey => "Use a key that works; do not repeat the request with this one.",
+            Self::InvalidToken => {
+                "Get a new token from `POST /v1/stream/tokens` and come again with it."
+            }
             Self::Forbidden => "Use a key that has the scope `detail` names.",
+            Self::TokenRestricted => {
+                "Ask for what the token names or for less, or get one that names more."
+            }
+            Self::OriginRefused => {
+                "The operator lists the origins of pages that may come in `server.cors_origins`."
+            }
             Self::NotFound => "Nothing of yours is known under this name. Do not repeat.",
             Self::MethodNotAllowed => "Use one of the methods that `Allow` names.",
             Self::RequestTimeout => {
@@ -44,6 +53,9 @@ impl Code {
             }
             Self::QuotaExceeded => {
                 "Wait `Retry-After` seconds and send the same again; `RateLimit` tells whose limit it is."
+            }
+            Self::TooManyStreams => {
+                "Close streams you do not need, or wait `Retry-After` seconds and come again."
             }
             Self::BadRequest => {
                 "Correct what `errors` or `detail` names. A cursor goes with the filters and the order it came \

@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::http::{Request, Version};
+use axum::http::{Method, Request, Version};
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use hyper::body::Incoming;
@@ -32,6 +32,7 @@ use tokio::time::{sleep, timeout};
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 
+use super::Peer;
 use super::impatience::Impatient;
 use super::tls::Tls;
 use crate::config;
@@ -92,15 +93,15 @@ impl Terms {
     }
 
     /// Serves one connection to its end.
-    pub(super) async fn serve(&self, stream: TcpStream) {
+    pub(super) async fn serve(&self, stream: TcpStream, peer: Peer) {
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "no TCP_NODELAY");
         }
         match &self.tls {
-            None => self.speak(stream).await,
+            None => self.speak(stream, peer).await,
             Some(tls) => {
                 if let Some(stream) = self.shake_hands(tls, stream).await {
-                    self.speak(stream).await;
+                    self.speak(stream, peer).await;
                 }
             }
         }
@@ -120,15 +121,19 @@ impl Terms {
         None
     }
 
-    async fn speak<S>(&self, stream: S)
+    async fn speak<S>(&self, stream: S, peer: Peer)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let course = Arc::new(Course::begin(self.leave.is_cancelled()));
         let service = service_fn({
             let (app, course) = (self.app.clone(), course.clone());
-            move |request: Request<Incoming>| {
+            move |mut request: Request<Incoming>| {
                 course.begins(request.version());
+                // Three allocations, which no POST needs.
+                if request.method() != Method::POST {
+                    request.extensions_mut().insert(peer);
+                }
                 let (app, course) = (app.clone(), course.clone());
                 async move {
                     let answer = app.answer(request.map(Body::new), &course.closing).await;

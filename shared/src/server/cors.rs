@@ -7,11 +7,12 @@ use axum::response::{IntoResponse as _, Response};
 
 const METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD, POST");
 const ALLOWED: HeaderValue = HeaderValue::from_static(
-    "authorization, content-encoding, content-type, idempotency-key, traceparent, x-api-key, x-request-id",
+    "authorization, content-encoding, content-type, idempotency-key, last-event-id, traceparent, x-api-key, \
+     x-request-id",
 );
 const EXPOSED: HeaderValue = HeaderValue::from_static(
     "idempotency-replayed, idempotency-status, ratelimit, ratelimit-policy, retry-after, server-timing, \
-     x-request-id",
+     stream-recovered, x-request-id",
 );
 /// Seconds a browser may remember a preflight; no browser takes more than two hours.
 const MAX_AGE: HeaderValue = HeaderValue::from_static("7200");

@@ -26,6 +26,8 @@ const PLACES: &str = "2";
 /// A pipeline whose parts fail as told, and a service beside it that is never ready.
 pub(crate) struct World {
     pipeline: Pipeline,
+    /// A key with the scope `admin`.
+    admin: String,
     faults: Faults,
     starting: Starting,
 }
@@ -51,7 +53,8 @@ impl World {
             .start()
             .await;
         let starting = Starting::start(&pipeline.home).await;
-        Self { pipeline, faults, starting }
+        let admin = pipeline.home.make_key_with("operator", &[Scope::Admin], None).await;
+        Self { pipeline, admin, faults, starting }
     }
 
     pub(crate) async fn document(&self) -> Value {
@@ -71,16 +74,19 @@ impl World {
     pub(crate) async fn provoke(&self, operation: &Operation<'_>, name: &str) -> Got {
         let (device, event) = (Uuid::new_v4(), Uuid::new_v4());
         let mut request = Request::of(operation, name, device, event);
-        if operation.spec.get("security").is_some() {
-            request.set("x-api-key", &self.pipeline.key);
+        if let Some(security) = operation.spec.get("security") {
+            let admin = security[0]["apiKey"][0] == Scope::Admin.as_str();
+            request.set("x-api-key", if admin { &self.admin } else { &self.pipeline.key });
         }
         let attempt = Attempt { world: self, request, device, event };
         match name {
             "starting" | "not_ready" => attempt.request.send(&self.starting.url).await,
             "missing_api_key" | "invalid_api_key" | "forbidden" | "unavailable" => {
-                attempt.with_another_key(name, operation.sends()).await
+                let writes = operation.spec["tags"][0] == "send";
+                attempt.with_another_key(name, writes).await
             }
             "overloaded" => attempt.without_a_place().await,
+            _ if operation.id == "makeStreamToken" => attempt.token(name).await,
             _ if operation.sends() => attempt.post(name).await,
             _ => attempt.get(operation.id, name).await,
         }
@@ -92,13 +98,13 @@ impl Attempt<'_> {
         self.request.clone().send(self.world.url()).await
     }
 
-    async fn with_another_key(mut self, name: &str, sends: bool) -> Got {
+    async fn with_another_key(mut self, name: &str, writes: bool) -> Got {
         let home = &self.world.pipeline.home;
         match name {
             "missing_api_key" => drop(self.request.headers.remove("x-api-key")),
             "invalid_api_key" => self.request.set("x-api-key", "ps_test_nobody"),
             "forbidden" => {
-                let other = if sends { Scope::EventsRead } else { Scope::EventsWrite };
+                let other = if writes { Scope::EventsRead } else { Scope::EventsWrite };
                 let key = home.make_key_with("tenant", &[other], None).await;
                 self.request.set("x-api-key", &key);
             }
@@ -147,6 +153,17 @@ impl Attempt<'_> {
             "quota_exceeded" => return self.until_refused().await,
             "log_unavailable" => return self.failing(Fault::Before).await,
             "outcome_unknown" => return self.failing(Fault::After).await,
+            _ => {}
+        }
+        self.send().await
+    }
+
+    async fn token(mut self, name: &str) -> Got {
+        match name {
+            "bad_request" => self.request.body = r#"{"deviceId":"nope"}"#.to_owned(),
+            "invalid_json" => self.request.body.truncate(self.request.body.len() - 1),
+            "payload_too_large" => self.request.body.push_str(&" ".repeat(20_000)),
+            "request_timeout" => return self.stalled().await,
             _ => {}
         }
         self.send().await
