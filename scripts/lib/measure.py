@@ -107,6 +107,11 @@ def product(env, *role):
             yield child.pid, f"http://127.0.0.1:{port}", key
 
 
+def embedded(folder):
+    ours = ("KAFKA_BROKERS", "DATABASE_URL", "REDIS_URL")
+    return {**{k: v for k, v in os.environ.items() if k not in ours}, "DATA_DIR": f"{folder}/data"}
+
+
 def await_ready(child, url, within_s=60):
     deadline = time.monotonic() + within_s
     while time.monotonic() < deadline and child.poll() is None:
