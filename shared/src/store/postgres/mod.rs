@@ -10,6 +10,8 @@
 
 mod copy;
 mod days;
+#[cfg(test)]
+mod documented;
 mod encode;
 mod error;
 #[cfg(any(test, feature = "testing"))]
