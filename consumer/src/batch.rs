@@ -2,25 +2,35 @@
 //!
 //! A pure state machine: no clock, no I/O.
 
-use std::collections::HashMap;
+use std::borrow::Cow;
 
 use pulsestream_shared::codec::{Accepted, Malformed, decode, trace_of};
 use pulsestream_shared::dead_letter::replayed;
 use pulsestream_shared::event::{ClientId, EventId};
-use pulsestream_shared::log::{Offset, Partition, Record};
+use pulsestream_shared::log::{Partition, Record, STORE_GROUP};
 use pulsestream_shared::store::{
     DeadLetter, DeadReason, LetterPlace, Progress, StoreBatch, StoreRow,
 };
 use pulsestream_shared::traces::TraceParent;
 
 /// Records on their way into one transaction.
-#[derive(Default)]
 pub(crate) struct Batch {
     records: Vec<Record>,
-    decoded: Vec<Result<Accepted, Malformed>>,
+    /// What the store is asked to do if all clients exist, which is almost always: made once, while another
+    /// batch is written. Places are in the order of their partitions, so that two writers cannot wait for
+    /// each other's rows.
+    to_store: StoreBatch<'static>,
+    /// Those of the rows, each once.
+    clients: Vec<ClientId>,
     bytes: usize,
-    from: HashMap<Partition, Progress>,
-    to: HashMap<Partition, Progress>,
+}
+
+impl Default for Batch {
+    fn default() -> Self {
+        let (from, to, rows, dead) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let to_store = StoreBatch { group: STORE_GROUP, from, to, rows, dead };
+        Self { records: Vec::new(), to_store, clients: Vec::new(), bytes: 0 }
+    }
 }
 
 impl Batch {
@@ -33,26 +43,43 @@ impl Batch {
             after.next = record.offset + 1;
             after.last_id = id_of(&decoded);
             self.bytes += record.value.len();
-            self.decoded.push(decoded);
+            match decoded {
+                Ok(accepted) => {
+                    if !self.clients.contains(&accepted.client) {
+                        self.clients.push(accepted.client);
+                    }
+                    self.to_store.rows.push(row(&record, accepted));
+                }
+                Err(fault) => self.to_store.dead.push(malformed(&record, fault)),
+            }
             self.records.push(record);
         }
         if after.next > place.next {
-            self.from.entry(place.partition).or_insert(place);
-            self.to.insert(place.partition, after);
+            let StoreBatch { from, to, .. } = &mut self.to_store;
+            let at = |places: &[Progress]| {
+                places.binary_search_by_key(&place.partition, |place| place.partition)
+            };
+            match at(to) {
+                Ok(at) => to.splice(at..=at, [after]).for_each(drop),
+                Err(at) => {
+                    from.insert(at, place);
+                    to.insert(at, after);
+                }
+            }
         }
         after
     }
 
-    /// Forgets the records of a partition: another consumer has it now.
-    pub(crate) fn remove(&mut self, partition: Partition) {
-        self.from.remove(&partition);
-        self.to.remove(&partition);
-        let keep: Vec<_> =
-            self.records.iter().map(|record| record.partition != partition).collect();
-        let mut kept = keep.iter();
-        self.decoded.retain(|_| kept.next().copied().unwrap_or(false));
+    /// Forgets the records of a partition: another consumer has it now. Returns how many.
+    pub(crate) fn remove(&mut self, partition: Partition) -> usize {
+        let before = self.records.len();
         self.records.retain(|record| record.partition != partition);
+        self.to_store.rows.retain(|row| row.partition != partition);
+        self.to_store.dead.retain(|letter| letter.partition != partition);
+        self.to_store.from.retain(|place| place.partition != partition);
+        self.to_store.to.retain(|place| place.partition != partition);
         self.bytes = self.records.iter().map(|record| record.value.len()).sum();
+        before - self.records.len()
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -69,24 +96,24 @@ impl Batch {
     }
 
     /// Where the partitions of the batch stand before it.
-    pub(crate) fn starts(&self) -> impl Iterator<Item = &Progress> {
-        self.from.values()
+    pub(crate) fn starts(&self) -> &[Progress] {
+        &self.to_store.from
     }
 
     /// Where the partitions of the batch stand after it.
-    pub(crate) fn ends(&self) -> impl Iterator<Item = &Progress> {
-        self.to.values()
+    pub(crate) fn ends(&self) -> &[Progress] {
+        &self.to_store.to
     }
 
     /// The clients of the events.
-    pub(crate) fn clients(&self) -> impl Iterator<Item = ClientId> {
-        self.decoded.iter().flatten().map(|accepted| accepted.client)
+    pub(crate) fn clients(&self) -> &[ClientId] {
+        &self.clients
     }
 
     /// When the events were accepted, unix microseconds. Replays are left out: they waited for a person.
     pub(crate) fn received_at_us(&self) -> impl Iterator<Item = i64> {
-        let fresh = self.decoded.iter().flatten().filter(|accepted| !accepted.replay);
-        fresh.map(|accepted| accepted.received_at_us)
+        let fresh = self.to_store.rows.iter().filter(|row| row.replay.is_none());
+        fresh.map(|row| row.received_at_us)
     }
 
     /// The spans that sent the records, of those whose request was traced.
@@ -94,35 +121,22 @@ impl Batch {
         self.records.iter().filter_map(trace_of)
     }
 
-    /// The records by place.
-    pub(crate) fn by_place(&self) -> HashMap<(Partition, Offset), &Record> {
-        self.records.iter().map(|record| ((record.partition, record.offset), record)).collect()
+    pub(crate) fn records(&self) -> &[Record] {
+        &self.records
     }
 
     /// What the store is asked to do; `exists` tells which clients do.
-    pub(crate) fn to_store<'a>(
+    pub(crate) fn to_store(
         &self,
-        group: &'a str,
         exists: impl Fn(ClientId) -> bool,
-    ) -> StoreBatch<'a> {
-        let mut partitions: Vec<_> = self.from.values().collect();
-        // Always in one order, so that two writers cannot wait for each other's rows.
-        partitions.sort_unstable_by_key(|place| place.partition);
-        let mut batch = StoreBatch {
-            group,
-            from: partitions.iter().map(|place| **place).collect(),
-            to: partitions.iter().filter_map(|p| self.to.get(&p.partition)).copied().collect(),
-            rows: Vec::with_capacity(self.records.len()),
-            dead: Vec::new(),
-        };
-        for (record, decoded) in self.records.iter().zip(&self.decoded) {
-            match decoded {
-                Ok(accepted) if exists(accepted.client) => batch.rows.push(row(record, accepted)),
-                Ok(accepted) => batch.dead.push(unknown_client(record, accepted)),
-                Err(fault) => batch.dead.push(malformed(record, fault)),
-            }
+    ) -> Cow<'_, StoreBatch<'static>> {
+        if self.clients.iter().all(|client| exists(*client)) {
+            return Cow::Borrowed(&self.to_store);
         }
-        batch
+        let mut batch = self.to_store.clone();
+        let strays = batch.rows.extract_if(.., |row| !exists(row.client));
+        batch.dead.extend(strays.map(unknown_client));
+        Cow::Owned(batch)
     }
 }
 
@@ -134,9 +148,9 @@ pub(crate) fn id_of(decoded: &Result<Accepted, Malformed>) -> Option<EventId> {
     }
 }
 
-fn row(record: &Record, accepted: &Accepted) -> StoreRow {
+fn row(record: &Record, accepted: Accepted) -> StoreRow {
     StoreRow {
-        event: accepted.event.clone(),
+        event: accepted.event,
         client: accepted.client,
         received_at_us: accepted.received_at_us,
         partition: record.partition,
@@ -146,20 +160,20 @@ fn row(record: &Record, accepted: &Accepted) -> StoreRow {
     }
 }
 
-fn unknown_client(record: &Record, accepted: &Accepted) -> DeadLetter {
+fn unknown_client(row: StoreRow) -> DeadLetter {
     DeadLetter {
-        partition: record.partition,
-        offset: record.offset,
-        client: Some(accepted.client),
-        id: Some(accepted.event.id),
+        partition: row.partition,
+        offset: row.offset,
+        client: Some(row.client),
+        id: Some(row.event.id),
         reason: DeadReason::UnknownClient,
         sqlstate: None,
-        detail: format!("client {} does not exist", accepted.client),
-        replay: replay_of(record),
+        detail: format!("client {} does not exist", row.client),
+        replay: row.replay,
     }
 }
 
-fn malformed(record: &Record, fault: &Malformed) -> DeadLetter {
+fn malformed(record: &Record, fault: Malformed) -> DeadLetter {
     DeadLetter {
         partition: record.partition,
         offset: record.offset,
@@ -167,7 +181,7 @@ fn malformed(record: &Record, fault: &Malformed) -> DeadLetter {
         id: fault.id,
         reason: DeadReason::Malformed,
         sqlstate: None,
-        detail: fault.detail.clone(),
+        detail: fault.detail,
         replay: replay_of(record),
     }
 }
@@ -179,7 +193,7 @@ fn replay_of(record: &Record) -> Option<Box<LetterPlace>> {
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
-    use pulsestream_shared::log::Headers;
+    use pulsestream_shared::log::{Headers, Offset};
     use uuid::Uuid;
 
     use super::*;
@@ -206,7 +220,7 @@ mod tests {
         assert_eq!(after.next, 10);
         assert_eq!(batch.add(after, vec![poison(1, 10)]).next, 11);
         batch.add(place(0, 0), vec![poison(0, 3)]);
-        let to_store = batch.to_store("g", |_| true);
+        let to_store = batch.to_store(|_| true);
         let nexts =
             |places: &[Progress]| places.iter().map(|p| (p.partition, p.next)).collect::<Vec<_>>();
         assert_eq!(nexts(&to_store.from), [(0, 0), (1, 5)]);
@@ -220,7 +234,7 @@ mod tests {
         let mut batch = Batch::default();
         let after = batch.add(place(1, 5), vec![poison(1, 3), poison(1, 4)]);
         assert_eq!((after.next, batch.len()), (5, 0));
-        assert_eq!(batch.starts().count(), 0);
+        assert!(batch.starts().is_empty());
     }
 
     #[test]
@@ -228,8 +242,8 @@ mod tests {
         let mut batch = Batch::default();
         batch.add(place(0, 0), vec![poison(0, 0)]);
         batch.add(place(1, 0), vec![poison(1, 0), poison(1, 1)]);
-        batch.remove(1);
-        let to_store = batch.to_store("g", |_| true);
+        assert_eq!(batch.remove(1), 2);
+        let to_store = batch.to_store(|_| true);
         assert_eq!((to_store.from.len(), to_store.dead.len(), batch.bytes()), (1, 1, 6));
     }
 }

@@ -4,29 +4,36 @@
 //! before the transaction commits, so that no dead letter exists without its bytes. The row names the
 //! place of its copy; one repeated after a rollback is named by none.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use async_trait::async_trait;
 use pulsestream_shared::clock;
 use pulsestream_shared::dead_letter::{copy, deaths_of, device_of};
-use pulsestream_shared::log::{EventLog, LogError, NewRecord, Offset, Partition, Record, Topic};
+use pulsestream_shared::log::{EventLog, LogError, NewRecord, Partition, Record, Topic};
 use pulsestream_shared::store::{DeadCopy, DeadLetter, DeadLetterSink};
 use uuid::Uuid;
 
-/// The records of the batch at work, by place, and where copies go.
+/// The records of the batch at work, and where copies go.
 pub(crate) struct DeadLetters<'a> {
     pub(crate) log: &'a dyn EventLog,
     pub(crate) partitions: u32,
     /// The log of each partition's records.
     pub(crate) epochs: HashMap<Partition, Uuid>,
-    pub(crate) records: HashMap<(Partition, Offset), &'a Record>,
+    pub(crate) records: &'a [Record],
 }
 
 #[async_trait]
 impl DeadLetterSink for DeadLetters<'_> {
     async fn accept(&self, letters: &[DeadLetter]) -> Result<Vec<DeadCopy>, LogError> {
         let now_ms = clock::unix_ms();
-        let copies = letters.iter().map(|letter| self.copy(letter, now_ms));
+        let wanted: HashSet<_> = letters.iter().map(|it| (it.partition, it.offset)).collect();
+        let place = |record: &Record| (record.partition, record.offset);
+        let dead = self.records.iter().filter(|record| wanted.contains(&place(record)));
+        let dead: HashMap<_, _> = dead.map(|record| (place(record), record)).collect();
+        let copies = letters.iter().map(|letter| {
+            let record = dead.get(&(letter.partition, letter.offset))?;
+            self.copy(letter, record, now_ms)
+        });
         let copies: Vec<_> = copies
             .collect::<Option<_>>()
             .ok_or_else(|| LogError::Unusable("a dead letter is not of this batch".to_owned()))?;
@@ -42,8 +49,12 @@ impl DeadLetterSink for DeadLetters<'_> {
 
 impl DeadLetters<'_> {
     /// What the copy will be known by, but for its offset; and the copy.
-    fn copy(&self, letter: &DeadLetter, now_ms: i64) -> Option<(DeadCopy, NewRecord)> {
-        let record = self.records.get(&(letter.partition, letter.offset))?;
+    fn copy(
+        &self,
+        letter: &DeadLetter,
+        record: &Record,
+        now_ms: i64,
+    ) -> Option<(DeadCopy, NewRecord)> {
         let epoch = *self.epochs.get(&letter.partition)?;
         let copy = copy(letter, record, epoch, self.partitions, now_ms);
         let known = DeadCopy {

@@ -1,5 +1,5 @@
-//! How far the store is behind the log, looked at every few seconds; now and then the dead letters it
-//! holds, and its days.
+//! How far the store is behind the log and its days reach, looked at every few seconds; now and then the dead
+//! letters it holds.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,29 +15,29 @@ use tokio_util::sync::CancellationToken;
 use crate::metrics::ConsumerMetrics;
 
 const LAG_INTERVAL: Duration = Duration::from_secs(5);
-/// Looks at the lag between two looks at the days: an hour.
-const LOOKS_PER_UPKEEP: u32 = 720;
 /// Looks at the lag between two counts of dead letters, which read their whole table: a minute.
 const LOOKS_PER_COUNT: u32 = 12;
 
 pub(crate) struct Lag {
     engine: Engine,
     metrics: Arc<ConsumerMetrics>,
+    upkeep: Upkeep,
 }
 
 impl Lag {
     pub(crate) fn new(context: &Context, metrics: Arc<ConsumerMetrics>) -> Self {
-        Self { engine: context.engine.clone(), metrics }
+        Self { engine: context.engine.clone(), metrics, upkeep: Upkeep::default() }
     }
 
-    pub(crate) async fn run(self, stop: CancellationToken) {
+    pub(crate) async fn run(mut self, stop: CancellationToken) {
         let mut looks = interval(LAG_INTERVAL);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut count = 0;
         while stop.run_until_cancelled(looks.tick()).await.is_some() {
-            if count % LOOKS_PER_UPKEEP == 0 {
+            if self.upkeep.is_due(clock::unix_ms()) {
                 self.maintain().await;
             }
+            self.metrics.horizon_seconds.set(self.upkeep.seconds_left(clock::unix_ms()));
             if count % LOOKS_PER_COUNT == 0 {
                 self.count_letters().await;
             }
@@ -48,15 +48,17 @@ impl Lag {
         }
     }
 
-    async fn maintain(&self) {
+    async fn maintain(&mut self) {
         let now_ms = clock::unix_ms();
         match self.engine.store.maintain(now_ms).await {
             Ok(found) => {
-                #[expect(clippy::cast_precision_loss, reason = "a gauge of seconds")]
-                self.metrics.horizon_seconds.set((found.horizon_ms - now_ms) as f64 / 1e3);
+                self.upkeep.done(now_ms, found.horizon_ms);
                 tracing::info!(dropped_days = found.dropped_days, "store maintained");
             }
-            Err(error) => tracing::warn!(%error, "store not maintained"),
+            Err(error) => {
+                self.upkeep.failed(now_ms);
+                tracing::warn!(%error, "store not maintained");
+            }
         }
     }
 
@@ -99,5 +101,71 @@ impl Lag {
         }
         self.metrics.lag_seconds.with_label_values(&[&label]).set(seconds);
         Ok(())
+    }
+}
+
+/// When the days are to be looked after, and how far they reach. While nobody succeeds at it, what is left of
+/// them shrinks as the clock goes: the alarm must not depend on the work that failed.
+#[derive(Debug, Default)]
+struct Upkeep {
+    due_ms: i64,
+    /// 0 until it is known.
+    horizon_ms: i64,
+}
+
+impl Upkeep {
+    const EVERY_MS: i64 = 3_600_000;
+    const AGAIN_MS: i64 = 60_000;
+
+    fn is_due(&self, now_ms: i64) -> bool {
+        now_ms >= self.due_ms
+    }
+
+    fn done(&mut self, now_ms: i64, horizon_ms: i64) {
+        *self = Self { due_ms: now_ms + Self::EVERY_MS, horizon_ms };
+    }
+
+    fn failed(&mut self, now_ms: i64) {
+        self.due_ms = now_ms + Self::AGAIN_MS;
+    }
+
+    #[expect(clippy::cast_precision_loss, reason = "a gauge of seconds")]
+    fn seconds_left(&self, now_ms: i64) -> f64 {
+        (self.horizon_ms - now_ms).max(0) as f64 / 1e3
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DAY_MS: i64 = 86_400_000;
+
+    #[test]
+    fn a_horizon_that_nobody_moves_comes_nearer_until_the_alarm() {
+        let mut upkeep = Upkeep::default();
+        assert_eq!(upkeep.seconds_left(DAY_MS), 0.0, "not known yet");
+        upkeep.done(0, 5 * DAY_MS);
+        let mut alarm_ms = None;
+        for now_ms in (0..6 * DAY_MS).step_by(60_000).filter(|now_ms| *now_ms > 0) {
+            if upkeep.is_due(now_ms) {
+                upkeep.failed(now_ms);
+            }
+            if upkeep.seconds_left(now_ms) < 2.0 * 86_400.0 {
+                alarm_ms.get_or_insert(now_ms);
+            }
+        }
+        assert_eq!(alarm_ms, Some(3 * DAY_MS + 60_000));
+    }
+
+    #[test]
+    fn days_are_looked_after_every_hour_and_a_minute_after_a_failure() {
+        let mut upkeep = Upkeep::default();
+        assert!(upkeep.is_due(0));
+        upkeep.done(0, DAY_MS);
+        assert!(!upkeep.is_due(Upkeep::EVERY_MS - 1) && upkeep.is_due(Upkeep::EVERY_MS));
+        upkeep.failed(Upkeep::EVERY_MS);
+        let again_ms = Upkeep::EVERY_MS + Upkeep::AGAIN_MS;
+        assert!(!upkeep.is_due(again_ms - 1) && upkeep.is_due(again_ms));
     }
 }

@@ -1,8 +1,8 @@
 //! The consumer: from the log to the store.
 //!
 //! A record walks through few rooms: `reader` (assignment, place, gathering) → `batch` (decoding, who
-//! is dead already) → the store (one transaction) → `dead` (copies of dead letters, inside that
-//! transaction).
+//! is dead already) → `writer` (until the store has it) → the store (one transaction) → `dead` (copies of
+//! dead letters, inside that transaction).
 
 use axum::Router;
 use pulsestream_shared::admin::Dependency;
@@ -18,9 +18,13 @@ mod lag;
 mod metrics;
 mod place;
 mod reader;
+mod writer;
 
 /// How a consumer process names itself; it has no use without either end.
 pub const ROLE: Role = Role { name: "consumer", required: &[Dependency::Log, Dependency::Store] };
+
+/// The consumer cannot go on; already logged.
+struct Stopped;
 
 /// Starts the consumer's tasks. It answers nothing but the probes.
 ///

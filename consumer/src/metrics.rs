@@ -1,5 +1,5 @@
-//! Every metric of the consumer. Conservation: read = stored + duplicate + dead + what is in the batch
-//! at work (or was read again after a fence).
+//! Every metric of the consumer. Conservation, at every moment and in each process: read = stored + duplicate
+//! + dead + given back + pending.
 
 use prometheus::{
     Gauge, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
@@ -12,7 +12,9 @@ use pulsestream_shared::store::DeadReason;
 pub(crate) struct ConsumerMetrics {
     /// Records taken from the log.
     pub(crate) read: IntCounter,
-    /// Records settled in the store, by what became of them.
+    /// Records read, gathered or being written: what the store has not answered for.
+    pub(crate) pending: IntGauge,
+    /// Records by what became of them: settled in the store, or given back.
     pub(crate) records: IntCounterVec,
     /// Dead letters by reason.
     pub(crate) dead: IntCounterVec,
@@ -45,9 +47,10 @@ impl ConsumerMetrics {
         let metrics = Metrics(&context.registry);
         let new = Self {
             read: metrics.counter("consumer_read_records_total", "Records taken from the log."),
+            pending: metrics.gauge("consumer_pending_records", "Records read and not settled yet."),
             records: metrics.counters(
                 "consumer_records_total",
-                "Records settled in the store.",
+                "Records settled in the store, or given back to whoever reads them next.",
                 &["result"],
             ),
             dead: metrics.counters("dead_letters_total", "Dead letters by reason.", &["reason"]),
@@ -97,7 +100,7 @@ impl ConsumerMetrics {
             ),
             freshness: context.freshness.clone(),
         };
-        for result in ["stored", "duplicate", "dead"] {
+        for result in ["stored", "duplicate", "dead", "given_back"] {
             new.records.with_label_values(&[result]);
         }
         for reason in DeadReason::ALL {

@@ -1,62 +1,74 @@
-//! The loop: gather what the log gives, write it when it is enough, and know at all times where each
+//! The loop: gather what the log gives, hand it to a writer when it is enough, and know at all times where each
 //! partition stands.
 //!
-//! While a batch is written the log's client fetches ahead by itself, up to its bound, so the next
-//! batch is what gathered meanwhile. Nothing here is trusted for correctness: a partition that was
-//! taken away, or a batch that was written without our hearing of it, is caught by the swap of the
-//! offsets inside the batch's own transaction.
+//! Each partition is pinned to one of a few **desks**. A desk gathers a batch while its writer writes the last
+//! one, so decoding costs no time and two batches are stored at once. A desk that is full while its writer is
+//! at work stops the reading; the log's client goes on fetching up to its bound and then stops as well.
+//!
+//! Nothing here is trusted for correctness: a partition that was taken away, or a batch that was written
+//! without our hearing of it, is caught by the swap of the offsets inside the batch's own transaction.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
-use std::time::{Duration, Instant as StdInstant};
+use std::time::Duration;
 
-use pulsestream_shared::admin::{Dependency, Readiness};
-use pulsestream_shared::clock;
 use pulsestream_shared::config;
 use pulsestream_shared::engine::{Engine, OpenError};
 use pulsestream_shared::log::{LogConsumer, LogEvent, Partition, Record, STORE_GROUP};
 use pulsestream_shared::retry::Backoff;
 use pulsestream_shared::service::Context;
-use pulsestream_shared::store::{Progress, StoreError, Written};
-use pulsestream_shared::traces::Traces;
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
+use pulsestream_shared::store::{Progress, Stretch, Written};
+use tokio::task::{JoinError, JoinSet};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
+use crate::Stopped;
 use crate::batch::Batch;
-use crate::clients::Clients;
-use crate::dead::DeadLetters;
 use crate::metrics::ConsumerMetrics;
 use crate::place::Places;
+use crate::writer::{Finished, Writer};
 
 /// How often the log is asked whether it is still the same.
 const EPOCH_INTERVAL: Duration = Duration::from_secs(5);
+/// A batch is gathered for at least so many times what the last one took to write, within what its store
+/// gains by.
+const GATHER_SHARE: u32 = 3;
+/// How long an end waits for the store to take what is gathered.
+const LAST_WRITE: Duration = Duration::from_secs(2);
 
 pub(crate) struct Reader {
     consumer: Box<dyn LogConsumer>,
     engine: Engine,
     places: Places,
-    clients: Clients,
     config: config::Consumer,
     metrics: Arc<ConsumerMetrics>,
-    readiness: Readiness,
-    traces: Traces,
     /// Where each partition that is ours stands after the records gathered so far.
-    standing: HashMap<Partition, Progress>,
+    standing: HashMap<Partition, Standing>,
     /// Per partition an earlier place, to be found in the log again.
     anchors: HashMap<Partition, Progress>,
-    batch: Batch,
-    /// When the batch at hand must be written, full or not.
-    due: Option<Instant>,
-    /// How long the last batch took to write.
-    last_write: Duration,
+    desks: Vec<Desk>,
+    writer: Arc<Writer>,
+    /// At most one task a desk, with its number.
+    writing: JoinSet<(usize, Result<Finished, Stopped>)>,
 }
 
-/// A batch is gathered for at least so many times what the last one took to write, within what its store
-/// gains by.
-const GATHER_SHARE: u32 = 3;
+struct Standing {
+    place: Progress,
+    /// The number of its desk.
+    desk: usize,
+}
 
-/// The reader cannot go on; already logged.
-struct Stopped;
+/// Where the next batch of some partitions is gathered.
+#[derive(Default)]
+struct Desk {
+    batch: Batch,
+    /// When the batch must be written, full or not.
+    due: Option<Instant>,
+    /// A batch of it is being written.
+    busy: bool,
+    /// How long the last one took.
+    last_write: Duration,
+}
 
 impl Reader {
     pub(crate) async fn join(
@@ -72,29 +84,28 @@ impl Reader {
             store: engine.store.clone(),
             metrics: metrics.clone(),
         };
+        let config = context.config.consumer.clone();
+        let writers = if engine.store.writes_in_parallel() { config.writers } else { 1 };
         Ok(Self {
             consumer,
             places,
-            clients: Clients::new(engine.keys.clone()),
             engine,
-            config: context.config.consumer.clone(),
-            metrics,
-            readiness: context.readiness.clone(),
-            traces: context.traces.clone(),
+            config,
             standing: HashMap::new(),
             anchors: HashMap::new(),
-            batch: Batch::default(),
-            due: None,
-            last_write: Duration::ZERO,
+            desks: (0..writers).map(|_| Desk::default()).collect(),
+            writer: Arc::new(Writer::new(context, metrics.clone())),
+            writing: JoinSet::new(),
+            metrics,
         })
     }
 
     /// Runs until `stop`; what is gathered then is written first, if the store takes it at once.
     pub(crate) async fn run(mut self, stop: CancellationToken) {
-        let ended = stop.clone().run_until_cancelled_owned(self.read()).await;
-        if ended.is_none() && !self.batch.is_empty() {
-            let last = tokio::time::timeout(Duration::from_secs(2), self.write()).await;
-            tracing::info!(written = matches!(last, Ok(Ok(()))), "consumer leaves the group");
+        let ended = stop.run_until_cancelled_owned(self.read()).await;
+        if ended.is_none() {
+            let written = matches!(timeout(LAST_WRITE, self.finish()).await, Ok(Ok(())));
+            tracing::info!(written, "consumer leaves the group");
         }
     }
 
@@ -103,17 +114,20 @@ impl Reader {
         let mut epoch_check = interval(EPOCH_INTERVAL);
         epoch_check.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            let due = self.due;
+            self.start_writes();
+            let due = self.next_due();
             let is_due = async {
                 match due {
                     Some(due) => sleep_until(due).await,
                     None => std::future::pending().await,
                 }
             };
+            let room = !self.desks.iter().any(|desk| self.is_full(desk));
             tokio::select! {
                 biased;
-                () = is_due => self.write().await?,
-                event = self.consumer.next() => match event {
+                Some(ended) = self.writing.join_next() => self.after_write(ended).await?,
+                () = is_due => {}
+                event = self.consumer.next(), if room => match event {
                     Ok(event) => self.handle(event).await?,
                     Err(error) => {
                         tracing::error!(%error, "the log cannot be read");
@@ -122,31 +136,67 @@ impl Reader {
                 },
                 _ = epoch_check.tick() => self.check_epoch().await?,
             }
-            if self.is_full() {
-                self.write().await?;
+        }
+    }
+
+    /// Writes what is gathered.
+    async fn finish(&mut self) -> Result<(), Stopped> {
+        loop {
+            self.desks.iter_mut().for_each(|desk| desk.due = Some(Instant::now()));
+            self.start_writes();
+            match self.writing.join_next().await {
+                Some(ended) => self.after_write(ended).await?,
+                None => return Ok(()),
             }
         }
+    }
+
+    /// Hands each batch that is due to its desk's writer, unless that is at work.
+    fn start_writes(&mut self) {
+        let now = Instant::now();
+        for number in 0..self.desks.len() {
+            let Some(desk) = self.desks.get(number) else { continue };
+            let due = desk.due.is_some_and(|due| due <= now) || self.is_full(desk);
+            if desk.busy || desk.batch.is_empty() || !due {
+                continue;
+            }
+            let Some(desk) = self.desks.get_mut(number) else { continue };
+            (desk.busy, desk.due) = (true, None);
+            let (batch, writer) = (std::mem::take(&mut desk.batch), self.writer.clone());
+            self.writing.spawn(async move { (number, writer.write(batch).await) });
+        }
+    }
+
+    fn next_due(&self) -> Option<Instant> {
+        self.desks.iter().filter(|desk| !desk.busy).filter_map(|desk| desk.due).min()
+    }
+
+    fn is_full(&self, desk: &Desk) -> bool {
+        let stretch = self.engine.store.stretch();
+        let slow = desk.patience(self.config.batch_age, stretch) > self.config.batch_age;
+        let times = if slow { stretch.times } else { 1 };
+        desk.batch.len() >= self.config.batch_records * times
+            || desk.batch.bytes() >= self.config.batch_bytes * times
     }
 
     async fn handle(&mut self, event: LogEvent) -> Result<(), Stopped> {
         match event {
             LogEvent::Assigned(partitions) => {
                 tracing::info!(?partitions, "assigned");
-                self.go_to_places(&partitions).await?;
+                self.go_to_places(partitions).await?;
             }
             LogEvent::Revoked(partitions) => {
                 tracing::info!(?partitions, "revoked");
                 for partition in partitions {
+                    self.drop_gathered(partition);
                     self.standing.remove(&partition);
                     self.anchors.remove(&partition);
-                    self.batch.remove(partition);
                 }
             }
             LogEvent::Records(partition, records) => self.gather(partition, records),
             LogEvent::OutOfRange(partition) => {
                 let partitions = partition.map_or_else(|| self.ours(), |partition| vec![partition]);
-                self.give_up_batch();
-                self.go_to_places(&partitions).await?;
+                self.go_to_places(partitions).await?;
             }
         }
         self.metrics.assigned.set(i64::try_from(self.standing.len()).unwrap_or(i64::MAX));
@@ -155,135 +205,95 @@ impl Reader {
 
     fn gather(&mut self, partition: Partition, records: Vec<Record>) {
         let Some(standing) = self.standing.get_mut(&partition) else { return };
-        self.metrics.read.inc_by(records.len() as u64);
-        *standing = self.batch.add(*standing, records);
-        if self.due.is_none() && !self.batch.is_empty() {
-            self.due = Some(Instant::now() + self.patience());
+        let Some(desk) = self.desks.get_mut(standing.desk) else { return };
+        let before = desk.batch.len();
+        standing.place = desk.batch.add(standing.place, records);
+        let added = desk.batch.len() - before;
+        self.metrics.read.inc_by(added as u64);
+        self.metrics.pending.add(whole(added));
+        if desk.due.is_none() && !desk.batch.is_empty() {
+            let patience = desk.patience(self.config.batch_age, self.engine.store.stretch());
+            desk.due = Some(Instant::now() + patience);
         }
     }
 
-    /// A store that takes long is given more at once: see [`Stretch`].
-    fn patience(&self) -> Duration {
-        let (age, most) = (self.config.batch_age, self.engine.store.stretch().wait);
-        (self.last_write * GATHER_SHARE).clamp(age, most.max(age))
+    /// Forgets what is gathered of a partition; whoever owns it reads it again.
+    fn drop_gathered(&mut self, partition: Partition) {
+        let dropped = self.desks.iter_mut().map(|desk| {
+            let dropped = desk.batch.remove(partition);
+            desk.due = desk.due.filter(|_| !desk.batch.is_empty());
+            dropped
+        });
+        let dropped = dropped.sum();
+        self.give_back(dropped);
     }
 
-    fn is_full(&self) -> bool {
-        let slow = self.patience() > self.config.batch_age;
-        let times = if slow { self.engine.store.stretch().times } else { 1 };
-        self.batch.len() >= self.config.batch_records * times
-            || self.batch.bytes() >= self.config.batch_bytes * times
+    /// Counts records that were read and are left to whoever reads them next.
+    fn give_back(&self, records: usize) {
+        self.metrics.pending.sub(whole(records));
+        self.metrics.records.with_label_values(&["given_back"]).inc_by(records as u64);
     }
 
     fn ours(&self) -> Vec<Partition> {
         self.standing.keys().copied().collect()
     }
 
-    /// Writes the batch, for as long as it takes.
-    async fn write(&mut self) -> Result<(), Stopped> {
-        self.due = None;
-        let batch = &self.batch;
-        let _span = self.traces.process("store", STORE_GROUP, batch.len(), batch.traces());
-        let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(5));
-        while !self.batch.is_empty() {
-            let started = StdInstant::now();
-            match self.write_once().await {
-                Ok(written) => {
-                    self.readiness.note(Dependency::Store, Ok(()));
-                    self.last_write = started.elapsed();
-                    self.metrics.write_seconds.observe(self.last_write.as_secs_f64());
-                    self.after_write(written).await?;
-                }
-                Err(error) if error.is_retryable() => {
-                    self.metrics.retries.with_label_values(&["store"]).inc();
-                    self.readiness.note(Dependency::Store, Err(error.to_string()));
-                    sleep(backoff.next_delay()).await;
-                }
-                Err(error) => {
-                    tracing::error!(%error, "the store cannot be used; nothing is dead-lettered");
-                    return Err(Stopped);
-                }
-            }
+    async fn after_write(
+        &mut self,
+        ended: Result<(usize, Result<Finished, Stopped>), JoinError>,
+    ) -> Result<(), Stopped> {
+        let fenced = self.note_written(ended)?;
+        if fenced.is_empty() { Ok(()) } else { self.go_to_places(fenced).await }
+    }
+
+    /// Takes note of what became of a batch; returns the partitions whose places are to be read again.
+    fn note_written(
+        &mut self,
+        ended: Result<(usize, Result<Finished, Stopped>), JoinError>,
+    ) -> Result<Vec<Partition>, Stopped> {
+        let (number, finished) = ended.map_err(|error| {
+            tracing::error!(%error, "a writer failed");
+            Stopped
+        })?;
+        let Finished { batch, written, took } = finished?;
+        if let Some(desk) = self.desks.get_mut(number) {
+            (desk.busy, desk.last_write) = (false, took);
         }
-        Ok(())
-    }
-
-    async fn write_once(&mut self) -> Result<Written, StoreError> {
-        self.clients.learn(self.batch.clients()).await?;
-        let batch = self.batch.to_store(STORE_GROUP, |client| self.clients.contains(client));
-        let dead_letters = DeadLetters {
-            log: self.engine.log.as_ref(),
-            partitions: self.engine.partitions,
-            epochs: self.batch.starts().map(|place| (place.partition, place.epoch)).collect(),
-            records: self.batch.by_place(),
-        };
-        self.engine.store.write(&batch, &dead_letters).await
-    }
-
-    async fn after_write(&mut self, written: Written) -> Result<(), Stopped> {
+        let ours = |place: &&Progress| self.standing.contains_key(&place.partition);
         match written {
-            Written::Stored { new, duplicates, dead } => {
-                self.count(new, duplicates, &dead);
-                for end in self.batch.ends() {
+            Written::Stored { .. } => {
+                self.metrics.pending.sub(whole(batch.len()));
+                for end in batch.ends().iter().filter(ours) {
                     self.consumer.commit(end.partition, end.next);
                     self.anchors.entry(end.partition).or_insert(*end);
                 }
-                self.batch = Batch::default();
+                Ok(Vec::new())
             }
             Written::Fenced => {
                 self.metrics.fenced.inc();
+                self.give_back(batch.len());
                 tracing::warn!(
                     "another consumer has stored these records: reading the places again"
                 );
-                let partitions: Vec<_> = self.batch.starts().map(|place| place.partition).collect();
-                self.give_up_batch();
-                self.go_to_places(&partitions).await?;
+                Ok(batch.starts().iter().filter(ours).map(|place| place.partition).collect())
             }
         }
-        Ok(())
     }
 
-    /// Drops what is gathered and lets every partition of it stand where the batch began.
-    fn give_up_batch(&mut self) {
-        for start in self.batch.starts() {
-            self.standing.insert(start.partition, *start);
-            self.consumer.seek(start.partition, start.next);
+    /// Finds the place of each partition, for as long as it takes, and reads from there. What is being
+    /// written is waited for: it moves places. What is gathered of the partitions is forgotten.
+    async fn go_to_places(&mut self, partitions: Vec<Partition>) -> Result<(), Stopped> {
+        let mut partitions: BTreeSet<_> = partitions.into_iter().collect();
+        while let Some(ended) = self.writing.join_next().await {
+            partitions.extend(self.note_written(ended)?);
         }
-        self.batch = Batch::default();
-        self.due = None;
-    }
-
-    fn count(&self, new: u64, duplicates: u64, dead: &[pulsestream_shared::store::DeadLetter]) {
-        let metrics = &self.metrics;
-        metrics.batch_records.observe(self.batch.len() as f64);
-        metrics.records.with_label_values(&["stored"]).inc_by(new);
-        metrics.records.with_label_values(&["duplicate"]).inc_by(duplicates);
-        metrics.records.with_label_values(&["dead"]).inc_by(dead.len() as u64);
-        for letter in dead {
-            metrics.dead.with_label_values(&[letter.reason.as_str()]).inc();
-        }
-        let now_us = clock::unix_us();
-        let stored = metrics.freshness.with_label_values(&["stored"]);
-        for received_at_us in self.batch.received_at_us() {
-            #[expect(clippy::cast_precision_loss, reason = "a histogram of seconds")]
-            stored.observe((now_us - received_at_us).max(0) as f64 / 1e6);
-        }
-    }
-
-    /// Finds the place of each partition, for as long as it takes, and reads from there.
-    async fn go_to_places(&mut self, partitions: &[Partition]) -> Result<(), Stopped> {
+        let partitions: Vec<_> = partitions.into_iter().collect();
+        partitions.iter().for_each(|partition| self.drop_gathered(*partition));
         let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(5));
         loop {
-            match self.places.find(partitions).await {
+            match self.places.find(&partitions).await {
                 Ok(places) => {
-                    for place in places {
-                        self.standing.insert(place.partition, place);
-                        self.anchors.remove(&place.partition);
-                        if place.last_id.is_some() {
-                            self.anchors.insert(place.partition, place);
-                        }
-                        self.consumer.seek(place.partition, place.next);
-                    }
+                    places.into_iter().for_each(|place| self.stand_at(place));
                     return Ok(());
                 }
                 Err(error) if error.is_retryable() => {
@@ -299,19 +309,34 @@ impl Reader {
         }
     }
 
+    /// Reads a partition from `place`, at the desk it has or the one with the fewest.
+    fn stand_at(&mut self, place: Progress) {
+        let taken = |desk: usize| self.standing.values().filter(|it| it.desk == desk).count();
+        let emptiest = (0..self.desks.len()).min_by_key(|desk| taken(*desk)).unwrap_or_default();
+        let partition = place.partition;
+        self.standing.entry(partition).or_insert(Standing { place, desk: emptiest }).place = place;
+        self.anchors.remove(&partition);
+        if place.last_id.is_some() {
+            self.anchors.insert(partition, place);
+        }
+        self.consumer.seek(partition, place.next);
+    }
+
     /// The log may have been cut and have grown past our place while we read, which no read shows; or
     /// somebody else found it cut and wrote a new epoch.
     async fn check_epoch(&mut self) -> Result<(), Stopped> {
         let moved = self.anchors.values().filter(|anchor| {
-            self.standing.get(&anchor.partition).is_some_and(|place| place.next != anchor.next)
+            let standing = self.standing.get(&anchor.partition);
+            standing.is_some_and(|it| it.place.next != anchor.next)
         });
         let moved: Vec<_> = moved.copied().collect();
         if let Err(error) = self.places.check(&moved).await {
             tracing::debug!(%error, "earlier places not looked at");
             return Ok(());
         }
-        let provable = self.standing.values().filter(|place| place.last_id.is_some());
-        self.anchors.extend(provable.map(|place| (place.partition, *place)));
+        let places = self.standing.values().map(|it| it.place);
+        let provable = places.filter(|place| place.last_id.is_some());
+        self.anchors.extend(provable.map(|place| (place.partition, place)));
         let Ok(identity) = self.engine.identity.identity().await else { return Ok(()) };
         if identity.partitions != self.engine.partitions {
             tracing::error!(
@@ -322,11 +347,21 @@ impl Reader {
             return Err(Stopped);
         }
         // Each by itself: one that was found out of range stands in the new epoch before the others.
-        if self.standing.values().any(|place| place.epoch != identity.epoch) {
-            let partitions = self.ours();
-            self.give_up_batch();
-            self.go_to_places(&partitions).await?;
+        if self.standing.values().any(|it| it.place.epoch != identity.epoch) {
+            self.go_to_places(self.ours()).await?;
         }
         Ok(())
     }
+}
+
+impl Desk {
+    /// A store that takes long is given more at once: see [`Stretch`].
+    fn patience(&self, age: Duration, stretch: Stretch) -> Duration {
+        (self.last_write * GATHER_SHARE).clamp(age, stretch.wait.max(age))
+    }
+}
+
+/// A gauge counts in `i64`.
+fn whole(records: usize) -> i64 {
+    i64::try_from(records).unwrap_or(i64::MAX)
 }

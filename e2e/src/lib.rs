@@ -4,6 +4,7 @@
 #![expect(clippy::panic, reason = "tests end by panicking")]
 
 pub mod client;
+pub mod consumers;
 pub mod harness;
 pub mod process;
 pub mod runs;

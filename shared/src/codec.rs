@@ -17,6 +17,7 @@
 use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::value::RawValue;
+use uuid::Uuid;
 
 use crate::event::{ClientId, DEVICE_ID_RANGE, DeviceId, EVENT_TYPE_CHARS, Event, EventId};
 use crate::log::{Headers, HeadersBuilder, NewRecord, Record, partition_of};
@@ -142,7 +143,9 @@ pub fn decode(record: &Record) -> Result<Accepted, Malformed> {
         .map_err(|error| malformed(format!("value: {}", kind_of(&error)), None))?;
     let id = wire.id.as_deref().and_then(EventId::parse);
     let event = wire.into_event().map_err(|detail| malformed(detail.to_owned(), id))?;
-    if record.key.as_deref() != Some(event.device_id.to_string().as_bytes()) {
+    let mut device = Uuid::encode_buffer();
+    let device = event.device_id.0.as_hyphenated().encode_lower(&mut device);
+    if record.key.as_deref() != Some(device.as_bytes()) {
         return Err(malformed("key: not the deviceId of the value".to_owned(), id));
     }
     let client =
@@ -228,7 +231,6 @@ fn flag(headers: &Headers, name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use uuid::Uuid;
 
     use super::*;
 

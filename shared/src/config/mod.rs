@@ -191,6 +191,8 @@ section!(Read {
 });
 
 section!(Consumer {
+    #[validate(range(min = 1, max = 16, message = "is 1 to 16"))]
+    writers: usize,
     #[validate(range(min = 1, max = 50_000, message = "is 1 to 50000"))]
     batch_records: usize,
     #[validate(range(min = 1_024, max = 67_108_864, message = "is 1 KiB to 64 MiB"))]

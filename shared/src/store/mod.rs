@@ -237,6 +237,10 @@ pub trait EventStore: Send + Sync {
         dead_letters: &dyn DeadLetterSink,
     ) -> Result<Written, StoreError>;
 
+    /// Whether batches of different partitions can be written at the same time. Where they cannot, a second
+    /// writer would only wait for the first.
+    fn writes_in_parallel(&self) -> bool;
+
     /// How far the group got, by partition number; partitions never seen are absent.
     ///
     /// # Errors

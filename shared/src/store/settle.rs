@@ -9,9 +9,6 @@
 //! - Bisection. A slice with poison is halved until the poison stands alone: k poisons in n rows cost
 //!   about 2 k log2 n tries.
 
-use std::collections::HashMap;
-use std::collections::hash_map::Entry;
-
 use async_trait::async_trait;
 use serde_json::Value;
 
@@ -183,27 +180,20 @@ pub(super) async fn settle(
 type Repeat<'a> = (usize, &'a StoreRow);
 
 /// The first row of each (client, id), sorted by id so that two writers lock in the same order, and the
-/// others with the index of their first.
+/// others with the index of their first, in log order where they share it.
 fn part_repeats(rows: Vec<&StoreRow>) -> (Vec<&StoreRow>, Vec<Repeat<'_>>) {
-    let mut place: HashMap<(EventId, ClientId), usize> = HashMap::with_capacity(rows.len());
+    let sort_key = |place, row: &StoreRow| (row.event.id.0.as_u128(), row.client, place);
+    let sorted = rows.iter().enumerate().map(|(place, row)| (sort_key(place, row), *row));
+    let mut sorted: Vec<_> = sorted.collect();
+    sorted.sort_unstable_by_key(|(key, _)| *key);
     let mut firsts: Vec<&StoreRow> = Vec::with_capacity(rows.len());
-    let mut repeats: Vec<&StoreRow> = Vec::new();
-    for row in rows {
-        match place.entry(key(row)) {
-            Entry::Occupied(_) => repeats.push(row),
-            Entry::Vacant(vacant) => {
-                vacant.insert(0);
-                firsts.push(row);
-            }
+    let mut repeats = Vec::new();
+    for (_, row) in sorted {
+        match firsts.last() {
+            Some(first) if key(first) == key(row) => repeats.push((firsts.len() - 1, row)),
+            _ => firsts.push(row),
         }
     }
-    firsts.sort_unstable_by_key(|row| key(row));
-    if repeats.is_empty() {
-        return (firsts, Vec::new());
-    }
-    place.extend(firsts.iter().enumerate().map(|(index, row)| (key(row), index)));
-    let index_of = |row: &StoreRow| place.get(&key(row)).copied().unwrap_or_default();
-    let repeats = repeats.into_iter().map(|row| (index_of(row), row)).collect();
     (firsts, repeats)
 }
 

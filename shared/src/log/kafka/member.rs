@@ -1,7 +1,10 @@
 //! A member of a consumer group: the thread that polls.
 //!
-//! The thread never waits for the owner. When the inbox is full it pauses its partitions in librdkafka
-//! and goes on polling, so the membership lives however slow the owner is.
+//! The thread never waits for the owner. When the inbox is full it leaves records in librdkafka, whose own
+//! bound then stops the fetching; when it stays full, the thread pauses its partitions and goes on polling, so
+//! the membership lives however slow the owner is. Not at once, because a pause is dear: what was fetched ahead
+//! is thrown away, and after a resume librdkafka fetches nothing for up to a second (a consumer that caught up
+//! with a fast store was held to a quarter of its speed by that).
 //!
 //! librdkafka is told of a partition's place by assignment, never by its `seek`, which fails while a
 //! fetcher starts and after an offset was out of range. An assignment is also a barrier: nothing fetched
@@ -39,6 +42,8 @@ const TURN_RECORDS: usize = 2_048;
 const TURN_BYTES: usize = 1 << 20;
 /// The longest the thread sleeps; what happens wakes it.
 const IDLE: Duration = Duration::from_millis(100);
+/// An inbox that is full for so long is taken for one that stays full. A rebalance waits no longer than this.
+const FULL_PATIENCE: Duration = Duration::from_secs(1);
 /// Commits are gathered this long.
 const COMMIT_INTERVAL: Duration = Duration::from_secs(1);
 /// How long a question about a place out of range may hold the poll.
@@ -86,6 +91,7 @@ pub(super) fn run(
         topic,
         running: BTreeMap::new(),
         fetching_paused: BTreeSet::new(),
+        full_since: None,
         throttled: false,
         committed_at: Instant::now(),
         check_range_at: None,
@@ -138,6 +144,9 @@ struct Member {
     running: BTreeMap<Partition, Running>,
     /// Partitions librdkafka was told to pause.
     fetching_paused: BTreeSet<Partition>,
+    /// Since when the owner is behind.
+    full_since: Option<Instant>,
+    /// Partitions are paused for it.
     throttled: bool,
     committed_at: Instant,
     /// When to find out which place is out of range.
@@ -149,8 +158,8 @@ impl Member {
     fn serve(&mut self) {
         while !self.fatal && !self.shared.inbox().closed {
             self.follow_places();
-            let busy = self.poll_turn();
             self.throttle();
+            let busy = self.may_poll() && self.poll_turn();
             self.commit_when_due();
             self.check_range_when_due();
             if !busy {
@@ -286,16 +295,22 @@ impl Member {
         }
     }
 
-    /// Stops fetching while the owner is behind.
+    /// Notes whether the owner is behind, and stops fetching when it stays so.
     fn throttle(&mut self) {
         let inbox = self.shared.inbox();
-        if self.throttled && inbox.roomy() {
-            self.throttled = false;
+        if inbox.roomy() {
+            self.full_since = None;
         } else if inbox.full() {
-            self.throttled = true;
+            self.full_since.get_or_insert_with(Instant::now);
         }
         drop(inbox);
+        self.throttled = self.full_since.is_some_and(|since| since.elapsed() >= FULL_PATIENCE);
         self.match_pauses();
+    }
+
+    /// Whether what librdkafka has would find room. When it is paused it has nothing but news of the group.
+    fn may_poll(&self) -> bool {
+        self.full_since.is_none() || self.throttled
     }
 
     /// Makes librdkafka's pauses those that the owner and the full inbox ask for.

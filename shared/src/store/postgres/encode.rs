@@ -4,7 +4,7 @@
 //! connection, and the driver sends nine arrays instead of nine values a row.
 
 use sqlx::postgres::PgArguments;
-use sqlx::query::Query;
+use sqlx::query::{Query, QueryScalar};
 use sqlx::{Postgres, types::time::OffsetDateTime};
 use uuid::Uuid;
 
@@ -56,6 +56,37 @@ select given.place, stored.same
          from events
         where id = given.id and client_id = given.client_id and ts = given.ts
        offset 0) stored";
+
+/// Which of the given keys have a row, counted from 1.
+pub(super) const PROBE: &str = "
+select given.place
+  from unnest($1::uuid[], $2::int[], $3::timestamptz[]) with ordinality
+    as given (id, client_id, ts, place)
+ cross join lateral (
+       select from events
+        where id = given.id and client_id = given.client_id and ts = given.ts
+       offset 0) stored";
+
+/// The arrays $1 to $3 of a [`PROBE`].
+pub(super) struct Keys {
+    ids: Vec<Uuid>,
+    clients: Vec<i32>,
+    timestamps: Vec<OffsetDateTime>,
+}
+
+impl Keys {
+    pub(super) fn of(rows: &[&StoreRow]) -> Self {
+        Self {
+            ids: rows.iter().map(|row| row.event.id.0).collect(),
+            clients: rows.iter().map(|row| row.client.0).collect(),
+            timestamps: rows.iter().map(|row| from_ms(row.event.timestamp_ms)).collect(),
+        }
+    }
+
+    pub(super) fn bind(&self, sql: &'static str) -> QueryScalar<'_, Postgres, i64, PgArguments> {
+        sqlx::query_scalar(sql).bind(&self.ids).bind(&self.clients).bind(&self.timestamps)
+    }
+}
 
 /// The arrays $1 to $9.
 #[derive(Default)]

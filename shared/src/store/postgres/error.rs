@@ -37,6 +37,10 @@ pub(super) fn is_duplicate(error: &sqlx::Error) -> bool {
 fn by_sqlstate(code: &str, named: bool, error: &sqlx::Error) -> Failure {
     match (code.get(..2).unwrap_or_default(), code) {
         (_, "23514") if !named => Failure::NoDay,
+        // What COPY cannot read is our encoding, never a device's value.
+        (_, "22P03" | "22P04") => {
+            StoreError::Deployment(format!("{error} (SQLSTATE {code})")).into()
+        }
         ("22", _) | (_, "23502" | "23514" | "54001" | "21000") => Failure::Data(code.to_owned()),
         ("42" | "3D" | "3F" | "28", _) => {
             StoreError::Deployment(format!("{error} (SQLSTATE {code})")).into()
@@ -66,7 +70,7 @@ mod tests {
         transient.iter().for_each(|code| assert_eq!(word(code), "transient", "{code}"));
         let data = ["22P02", "22021", "22P05", "23502", "23514", "54001", "21000"];
         data.iter().for_each(|code| assert_eq!(word(code), "data", "{code}"));
-        let deployment = ["42P01", "42501", "3D000", "3F000", "28P01"];
+        let deployment = ["42P01", "42501", "3D000", "3F000", "28P01", "22P03", "22P04"];
         deployment.iter().for_each(|code| assert_eq!(word(code), "deployment", "{code}"));
     }
 }

@@ -8,7 +8,10 @@
 //! connection on which anything went wrong, or whose caller went away, is closed, never used again
 //! (`Session`): the server rolls back what was open.
 
+mod copy;
 mod days;
+#[cfg(test)]
+mod documented;
 mod encode;
 mod error;
 #[cfg(any(test, feature = "testing"))]
@@ -35,6 +38,7 @@ use sqlx::{ConnectOptions, Connection, PgPool, Postgres};
 use self::days::KnownDays;
 use self::error::{failure, store_error};
 use self::unsure::NewestLoss;
+use self::write::Repeats;
 use super::settle::{Failure, transient};
 use super::{
     DeadLetterSink, EventStore, Maintenance, Progress, StoreBatch, StoreError, Written, schema,
@@ -126,6 +130,7 @@ pub struct PostgresStore {
     config: PostgresConfig,
     days: KnownDays,
     newest_loss: NewestLoss,
+    repeats: Repeats,
 }
 
 impl PostgresStore {
@@ -146,6 +151,7 @@ impl PostgresStore {
             config,
             days: KnownDays::default(),
             newest_loss: NewestLoss::default(),
+            repeats: Repeats::default(),
         };
         store.check_schema().await?;
         Ok(store)
@@ -254,6 +260,10 @@ impl EventStore for PostgresStore {
         dead_letters: &dyn DeadLetterSink,
     ) -> Result<Written, StoreError> {
         self.write_batch(batch, dead_letters).await
+    }
+
+    fn writes_in_parallel(&self) -> bool {
+        true
     }
 
     async fn progress(&self, group: &str) -> Result<Vec<Progress>, StoreError> {

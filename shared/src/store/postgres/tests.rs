@@ -50,7 +50,7 @@ where
 }
 
 /// Runs a test on a database of its own and drops it, also when the test fails.
-async fn on_scratch(test: impl AsyncFnOnce(&ScratchDatabase)) {
+pub(super) async fn on_scratch(test: impl AsyncFnOnce(&ScratchDatabase)) {
     let scratch = ScratchDatabase::create(&database_url()).await.unwrap();
     let outcome = AssertUnwindSafe(test(&scratch)).catch_unwind().await;
     scratch.remove().await.unwrap();
@@ -67,7 +67,7 @@ fn config(scratch: &ScratchDatabase) -> PostgresConfig {
     }
 }
 
-async fn open(scratch: &ScratchDatabase) -> PostgresStore {
+pub(super) async fn open(scratch: &ScratchDatabase) -> PostgresStore {
     PostgresStore::open(config(scratch)).await.unwrap()
 }
 
@@ -82,7 +82,7 @@ fn poison(row: &mut StoreRow, kind: usize) {
     row.event.metadata = Some(Metadata::from_json(serde_json::from_str(&long).unwrap()).unwrap());
 }
 
-async fn begin(store: &PostgresStore) {
+pub(super) async fn begin(store: &PostgresStore) {
     store.place("g", None, place(0, 0)).await.unwrap();
 }
 

@@ -4,23 +4,30 @@
 //!    for the other and then finds nothing to swap.
 //! 2. Wait for a batch that must be written alone, and learn which rows are to be looked up in all days
 //!    ([`unsure`]).
-//! 3. Insert the rows ([`settle`] finds repeats and poison; one statement when there is none).
+//! 3. Insert the rows ([`settle`] finds repeats and poison; one COPY when there is none).
 //! 4. Remove the letters whose replays are stored. Give the dead letters to the sink, then write them to
 //!    their table ([`letters`]).
 //! 5. Commit.
 //!
 //! Before it, days that have no partition get one, in transactions of their own.
+//!
+//! COPY is by far the cheapest way into the table, and stores all or nothing: one row whose key is taken fails
+//! it. So while repeats come, rows are first looked up by their keys, which costs a sixth more; while none
+//! come, they are not. A COPY that fails nevertheless is undone, and the rows are inserted by the statement that
+//! can leave rows out.
 
 use std::collections::{BTreeSet, HashSet};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use async_trait::async_trait;
 use sqlx::postgres::{PgConnection, PgRow};
 use sqlx::{Connection, Row};
 use uuid::Uuid;
 
-use super::encode::{COMPARE, COMPARE_IN_DAY, Columns, INSERT};
-use super::error::{failure, store_error};
-use super::unsure::{self, Doubts, NewestLoss};
+use super::copy::copy;
+use super::encode::{COMPARE, COMPARE_IN_DAY, Columns, INSERT, Keys, PROBE};
+use super::error::{failure, is_duplicate, store_error};
+use super::unsure::{self, Doubts};
 use super::{PostgresStore, Session, days, letters};
 use crate::log::Topic;
 use crate::store::replays::copies;
@@ -36,6 +43,29 @@ update consumer_offsets stored
     as given (part, from_epoch, from_next, to_epoch, to_next, to_last_id)
  where stored.grp = $1 and stored.topic = $2 and stored.part = given.part
    and stored.epoch = given.from_epoch and stored.next = given.from_next";
+
+/// Whether rows are likely to be there already.
+#[derive(Default)]
+pub(super) struct Repeats {
+    /// Batches to come that are looked up first.
+    wary: AtomicU32,
+}
+
+/// A COPY in vain and what follows cost about as much as looking up ten batches that are all new.
+const WARY_BATCHES: u32 = 10;
+
+impl Repeats {
+    fn expected(&self) -> bool {
+        self.wary.load(Ordering::Relaxed) > 0
+    }
+
+    /// Learns from a batch that is stored. Writers that race lose a count: it is a guess.
+    fn note(&self, met: bool) {
+        let wary = self.wary.load(Ordering::Relaxed);
+        let wary = if met { WARY_BATCHES } else { wary.saturating_sub(1) };
+        self.wary.store(wary, Ordering::Relaxed);
+    }
+}
 
 impl PostgresStore {
     pub(super) async fn write_batch(
@@ -67,8 +97,7 @@ impl PostgresStore {
     ) -> Result<Written, Failure> {
         loop {
             let mut session = self.session().await?;
-            let work =
-                transaction(&mut session, batch, rows, out_of_range, sink, &self.newest_loss);
+            let work = self.transaction(&mut session, batch, rows, out_of_range, sink);
             let written = self.bounded(work).await?;
             session.keep();
             if let Some(written) = written {
@@ -76,39 +105,42 @@ impl PostgresStore {
             }
         }
     }
-}
 
-/// `None`: nothing was written, because of a loss of keys that was not known; it is known now.
-async fn transaction(
-    session: &mut Session,
-    batch: &StoreBatch<'_>,
-    rows: &[&StoreRow],
-    out_of_range: &[DeadLetter],
-    sink: &dyn DeadLetterSink,
-    newest_loss: &NewestLoss,
-) -> Result<Option<Written>, Failure> {
-    let mut tx = session.connection().begin().await.map_err(failure)?;
-    if swap(&mut tx, batch).await? < batch.from.len() as u64 {
-        tx.rollback().await.map_err(failure)?;
-        return Ok(Some(Written::Fenced));
+    /// `None`: nothing was written, because of a loss of keys that was not known; it is known now.
+    async fn transaction(
+        &self,
+        session: &mut Session,
+        batch: &StoreBatch<'_>,
+        rows: &[&StoreRow],
+        out_of_range: &[DeadLetter],
+        sink: &dyn DeadLetterSink,
+    ) -> Result<Option<Written>, Failure> {
+        let mut tx = session.connection().begin().await.map_err(failure)?;
+        if swap(&mut tx, batch).await? < batch.from.len() as u64 {
+            tx.rollback().await.map_err(failure)?;
+            return Ok(Some(Written::Fenced));
+        }
+        let Some(doubts) = self.newest_loss.enter(&mut tx, rows).await? else {
+            tx.rollback().await.map_err(failure)?;
+            return Ok(None);
+        };
+        let repeats = self.repeats.expected();
+        let mut table = Table { connection: &mut tx, doubts: &doubts, repeats, met: false };
+        let Settled { new, duplicates, dead: found } = settle(&mut table, rows.to_vec()).await?;
+        let met = table.met;
+        let found_loss = unsure::remember(&mut tx, rows, &doubts).await?;
+        let dead = [&batch.dead, out_of_range, &found].concat();
+        letters::remove_stored(&mut tx, rows, &dead).await?;
+        let (mut dead, mut gone) = (dead, 0);
+        if !dead.is_empty() {
+            let copies = copies(sink, &dead).await?;
+            (dead, gone) = letters::bury(&mut tx, batch, dead, &copies).await?;
+        }
+        tx.commit().await.map_err(failure)?;
+        found_loss.into_iter().for_each(|loss_ms| self.newest_loss.learn(loss_ms));
+        self.repeats.note(met);
+        Ok(Some(Written::Stored { new, duplicates: duplicates + gone, dead }))
     }
-    let Some(doubts) = newest_loss.enter(&mut tx, rows).await? else {
-        tx.rollback().await.map_err(failure)?;
-        return Ok(None);
-    };
-    let mut table = Table { connection: &mut tx, doubts: &doubts };
-    let Settled { new, duplicates, dead: found } = settle(&mut table, rows.to_vec()).await?;
-    let found_loss = unsure::remember(&mut tx, rows, &doubts).await?;
-    let dead = [&batch.dead, out_of_range, &found].concat();
-    letters::remove_stored(&mut tx, rows, &dead).await?;
-    let (mut dead, mut gone) = (dead, 0);
-    if !dead.is_empty() {
-        let copies = copies(sink, &dead).await?;
-        (dead, gone) = letters::bury(&mut tx, batch, dead, &copies).await?;
-    }
-    tx.commit().await.map_err(failure)?;
-    found_loss.into_iter().for_each(|loss_ms| newest_loss.learn(loss_ms));
-    Ok(Some(Written::Stored { new, duplicates: duplicates + gone, dead }))
 }
 
 async fn swap(connection: &mut PgConnection, batch: &StoreBatch<'_>) -> Result<u64, StoreError> {
@@ -135,24 +167,53 @@ async fn swap(connection: &mut PgConnection, batch: &StoreBatch<'_>) -> Result<u
 struct Table<'c> {
     connection: &'c mut PgConnection,
     doubts: &'c Doubts,
+    /// Rows are looked up before they are copied.
+    repeats: bool,
+    /// Some row met another with its key.
+    met: bool,
 }
 
 #[async_trait]
 impl Shelf for Table<'_> {
     async fn put(&mut self, rows: &[&StoreRow]) -> Result<Vec<Verdict>, Failure> {
-        let mut savepoint = self.connection.begin().await.map_err(failure)?;
-        match put(&mut savepoint, rows, self.doubts).await {
-            Ok(verdicts) => {
-                savepoint.commit().await.map_err(failure)?;
-                Ok(verdicts)
-            }
-            Err(error) => {
-                if matches!(error, Failure::Data(_)) {
-                    savepoint.rollback().await.map_err(failure)?;
-                }
-                Err(error)
-            }
+        let way = if self.repeats { Way::CopyMissing } else { Way::Copy };
+        let mut verdicts = self.attempt(rows, way).await?;
+        if verdicts.is_none() {
+            self.repeats = true;
+            verdicts = self.attempt(rows, Way::Insert).await?;
         }
+        // What met a row and then found none: its day was dropped in between. Another try tells.
+        let verdicts = verdicts.ok_or(Failure::NoDay)?;
+        self.met |= verdicts.iter().any(|verdict| *verdict != Verdict::New);
+        Ok(verdicts)
+    }
+}
+
+/// How rows get into the table.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Way {
+    Copy,
+    /// As `Copy`, without those that are there.
+    CopyMissing,
+    /// Leaves out those that are there, or come to be there meanwhile.
+    Insert,
+}
+
+impl Table<'_> {
+    /// Stores the rows, or nothing: `None` when one met a row that this way cannot pass.
+    async fn attempt(
+        &mut self,
+        rows: &[&StoreRow],
+        way: Way,
+    ) -> Result<Option<Vec<Verdict>>, Failure> {
+        let mut savepoint = self.connection.begin().await.map_err(failure)?;
+        let outcome = put(&mut savepoint, rows, self.doubts, way).await;
+        match outcome {
+            Ok(Some(_)) => savepoint.commit().await.map_err(failure)?,
+            Ok(None) | Err(Failure::Data(_)) => savepoint.rollback().await.map_err(failure)?,
+            Err(_) => {}
+        }
+        outcome
     }
 }
 
@@ -160,18 +221,50 @@ async fn put(
     connection: &mut PgConnection,
     rows: &[&StoreRow],
     doubts: &Doubts,
-) -> Result<Vec<Verdict>, Failure> {
+    way: Way,
+) -> Result<Option<Vec<Verdict>>, Failure> {
     let mut verdicts = vec![None; rows.len()];
     let unsure = places(rows, |_, row| doubts.concern(row));
     compare(connection, COMPARE, rows, &unsure, &mut verdicts).await?;
 
-    let fresh = places(rows, |place, _| verdicts.get(place).is_some_and(Option::is_none));
-    insert(connection, rows, &fresh, &mut verdicts).await?;
+    let open = places(rows, |place, _| verdicts.get(place).is_some_and(Option::is_none));
+    let there = match way {
+        Way::CopyMissing => probe(connection, rows, &open).await?,
+        Way::Copy | Way::Insert => HashSet::new(),
+    };
+    let fresh: Vec<_> = open.into_iter().filter(|place| !there.contains(place)).collect();
+    if way == Way::Insert {
+        insert(connection, rows, &fresh, &mut verdicts).await?;
+    } else if !fresh.is_empty() {
+        let picked = fresh.iter().filter_map(|place| rows.get(*place).copied());
+        match copy(connection, picked).await {
+            Ok(_) => fresh.iter().for_each(|place| judge(&mut verdicts, Some(place), Verdict::New)),
+            Err(error) if is_duplicate(&error) => return Ok(None),
+            Err(error) => return Err(failure(error)),
+        }
+    }
 
     let met = places(rows, |place, _| verdicts.get(place).is_some_and(Option::is_none));
     compare(connection, COMPARE_IN_DAY, rows, &met, &mut verdicts).await?;
-    // What met a row and then found none: its day was dropped in between. Another try tells.
-    verdicts.into_iter().collect::<Option<Vec<_>>>().ok_or(Failure::NoDay)
+    Ok(verdicts.into_iter().collect())
+}
+
+/// Which of the rows have one with their key.
+async fn probe(
+    connection: &mut PgConnection,
+    rows: &[&StoreRow],
+    open: &[usize],
+) -> Result<HashSet<usize>, Failure> {
+    if open.is_empty() {
+        return Ok(HashSet::new());
+    }
+    let keys = Keys::of(&pick(rows, open));
+    let found = keys.bind(PROBE).fetch_all(connection).await.map_err(failure)?;
+    let places = found.iter().map(|place| {
+        let place = usize::try_from(*place - 1).ok();
+        place.and_then(|place| open.get(place).copied())
+    });
+    Ok(places.flatten().collect())
 }
 
 fn places(rows: &[&StoreRow], mut wanted: impl FnMut(usize, &StoreRow) -> bool) -> Vec<usize> {

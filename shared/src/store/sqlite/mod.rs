@@ -202,6 +202,10 @@ impl EventStore for SqliteStore {
         self.write_batch(batch, dead_letters).await
     }
 
+    fn writes_in_parallel(&self) -> bool {
+        false
+    }
+
     async fn progress(&self, group: &str) -> Result<Vec<Progress>, StoreError> {
         self.read_progress(group).await
     }

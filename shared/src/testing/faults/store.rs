@@ -44,6 +44,10 @@ impl EventStore for FaultStore {
         self.faults.around(Method::Write, call, fail).await
     }
 
+    fn writes_in_parallel(&self) -> bool {
+        self.inner.writes_in_parallel()
+    }
+
     async fn progress(&self, group: &str) -> Result<Vec<Progress>, StoreError> {
         self.faults.around(Method::Progress, self.inner.progress(group), fail).await
     }

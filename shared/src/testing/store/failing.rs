@@ -88,6 +88,10 @@ impl EventStore for Failing {
         self.insist(Method::Write, BEFORE, || self.events.write(batch, dead_letters)).await
     }
 
+    fn writes_in_parallel(&self) -> bool {
+        self.events.writes_in_parallel()
+    }
+
     async fn progress(&self, group: &str) -> Result<Vec<Progress>, StoreError> {
         self.insist(Method::Progress, BEFORE_AND_AFTER, || self.events.progress(group)).await
     }
