@@ -48,6 +48,7 @@ mod model;
 mod newcomer;
 mod open_keys;
 mod origin;
+mod page;
 mod parcel;
 mod poll;
 mod range;
@@ -120,7 +121,8 @@ pub async fn build(context: Context, keyring: Arc<Keyring>) -> Result<Routes, Op
                 .fallback_service(not_allowed("POST")),
         )
         .fallback(not_found);
-    Ok(router.with_state(Arc::new(stream)).into())
+    let page = page::routes(&context.config.live.gateway_url);
+    Ok(router.with_state(Arc::new(stream)).merge(page).into())
 }
 
 /// The routes that answer once, in the API's description. Streams are described in `docs/live.md`.

@@ -29,7 +29,6 @@ mod ingest;
 mod limits;
 mod metrics;
 mod openapi;
-mod page;
 mod payload;
 mod read;
 mod router;

@@ -6,9 +6,9 @@ use axum::http::StatusCode;
 use pulsestream_shared::admin;
 use pulsestream_shared::config::Config;
 use pulsestream_shared::openapi::{self, Answer, Operation};
+use pulsestream_shared::page::{ETAG, Page, unchanged};
 use serde_json::{Value, json};
 
-use crate::page::{ETAG, Page, unchanged};
 use crate::{batch, docs_page, ingest, read};
 
 /// The document, of these settings. A process that shows live events too describes its routes for those.

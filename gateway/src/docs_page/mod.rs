@@ -10,10 +10,10 @@ use axum::http::{HeaderValue, StatusCode, header};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use pulsestream_shared::openapi::{Answer, Operation};
+use pulsestream_shared::page::{ETAG, Page, unchanged};
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
-use crate::page::{ETAG, Page, unchanged};
 use html::Html;
 
 mod command;

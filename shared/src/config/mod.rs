@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::Deserialize;
+use url::Url;
 use validator::Validate;
 
 use crate::traces::Collector;
@@ -202,6 +203,7 @@ section!(Consumer {
 });
 
 section!(Live {
+    gateway_url: String,
     #[serde(with = "span")]
     repeat_window: Duration,
     #[validate(range(min = 4_096, message = "is at least 4 KiB"))]
@@ -369,6 +371,11 @@ impl Config {
             "server.dev",
             "needs a loopback server.host: it lets anybody read the live stream",
         );
+        require(
+            self.live.gateway_url.is_empty() || is_origin(&self.live.gateway_url),
+            "live.gateway_url",
+            "must be http://HOST:PORT or https://HOST:PORT, with nothing after it",
+        );
         let telemetry = &self.telemetry;
         require(
             telemetry.otlp_endpoint.is_empty() || Collector::at(&telemetry.otlp_endpoint).is_some(),
@@ -387,6 +394,13 @@ impl Config {
         );
         faults
     }
+}
+
+/// What a browser calls an origin: scheme, host and, unless it is the scheme's own, port.
+fn is_origin(text: &str) -> bool {
+    Url::parse(text).is_ok_and(|url| {
+        matches!(url.scheme(), "http" | "https") && url.origin().ascii_serialization() == text
+    })
 }
 
 #[cfg(test)]

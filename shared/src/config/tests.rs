@@ -110,3 +110,21 @@ fn a_list_in_a_variable_is_read_between_commas() {
     assert_eq!(of("https://a.example, https://b.example:8443"), two);
     assert!(of("").is_empty());
 }
+
+#[test]
+fn the_gateways_url_is_an_origin() {
+    let of = |text: &str| load_with(&[("PULSESTREAM__LIVE__GATEWAY_URL", text)]);
+    for text in ["", "http://127.0.0.1:3000", "https://in.example"] {
+        assert_eq!(of(text).expect("valid").config.live.gateway_url, text);
+    }
+    for text in [
+        "in.example",
+        "https://in.example/",
+        "https://in.example/x",
+        "ftp://in.example",
+        "https://a b",
+    ] {
+        let faults = of(text).unwrap_err().to_string();
+        assert!(faults.contains("live.gateway_url"), "{text}: {faults}");
+    }
+}

@@ -2,41 +2,44 @@
 
 use std::sync::Arc;
 
+use crate::openapi::{Answer, Header};
+use crate::problem::not_allowed;
 use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, get};
-use pulsestream_shared::openapi::{Answer, Header};
-use pulsestream_shared::problem::not_allowed;
 
 /// Its body, and what the client keeps to ask for it again.
-pub(crate) struct Page {
+pub struct Page {
     body: Bytes,
     etag: HeaderValue,
     headers: Vec<(HeaderName, HeaderValue)>,
 }
 
 impl Page {
-    pub(crate) fn new(media_type: &'static str, body: String) -> Self {
-        let hash = xxhash_rust::xxh3::xxh3_64(body.as_bytes());
+    /// An answer of that type.
+    pub fn new(media_type: &'static str, body: impl Into<Bytes>) -> Self {
+        let body = body.into();
+        let hash = xxhash_rust::xxh3::xxh3_64(&body);
         let etag = HeaderValue::try_from(format!("\"{hash:016x}\""));
         let media_type = HeaderValue::from_static(media_type);
         Self {
-            body: body.into(),
+            body,
             etag: etag.unwrap_or(HeaderValue::from_static("\"\"")),
             headers: vec![(header::CONTENT_TYPE, media_type)],
         }
     }
 
     /// With a header beside its body.
-    pub(crate) fn header(mut self, name: HeaderName, value: HeaderValue) -> Self {
+    #[must_use]
+    pub fn header(mut self, name: HeaderName, value: HeaderValue) -> Self {
         self.headers.push((name, value));
         self
     }
 
     /// GET and HEAD of it.
-    pub(crate) fn route(self) -> MethodRouter {
+    pub fn route(self) -> MethodRouter {
         get(show).with_state(Arc::new(self)).fallback_service(not_allowed("GET, HEAD"))
     }
 }
@@ -56,7 +59,7 @@ async fn show(State(page): State<Arc<Page>>, headers: HeaderMap) -> Response {
 }
 
 /// As the API's description tells it.
-pub(crate) const ETAG: Header = Header {
+pub const ETAG: Header = Header {
     name: "ETag",
     about: "Changes with the document.",
     always: true,
@@ -65,6 +68,6 @@ pub(crate) const ETAG: Header = Header {
 };
 
 /// What is answered to a client that has it already.
-pub(crate) fn unchanged() -> Answer {
+pub fn unchanged() -> Answer {
     Answer::new(StatusCode::NOT_MODIFIED, "You have it: `If-None-Match` names it.").header(ETAG)
 }
