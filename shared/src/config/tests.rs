@@ -125,6 +125,6 @@ fn the_gateways_url_is_an_origin() {
         "https://a b",
     ] {
         let faults = of(text).unwrap_err().to_string();
-        assert!(faults.contains("live.gateway_url"), "{text}: {faults}");
+        assert!(faults.contains("GATEWAY_URL: must be http"), "{text}: {faults}");
     }
 }
