@@ -126,9 +126,20 @@ fn fault(field: &str, message: impl Into<String>) -> FieldError {
     FieldError { field: field.to_owned(), message: message.into() }
 }
 
+/// JSON has one kind of number: 60000.0 is as whole as 60000.
+fn whole(value: &Value) -> Option<u64> {
+    let whole = |number: &f64| (0.0..1e15).contains(number) && number.fract() == 0.0;
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "whole and in range"
+    )]
+    value.as_u64().or_else(|| value.as_f64().filter(whole).map(|number| number as u64))
+}
+
 fn ttl_of(value: &Value, config: &config::Live) -> Result<Duration, String> {
     let most_ms = longest_ms(config);
-    let ttl_ms = value.as_u64().filter(|ttl_ms| (SHORTEST_TTL_MS..=most_ms).contains(ttl_ms));
+    let ttl_ms = whole(value).filter(|ttl_ms| (SHORTEST_TTL_MS..=most_ms).contains(ttl_ms));
     ttl_ms.map(Duration::from_millis).ok_or_else(|| {
         format!("expected a whole number of milliseconds, {SHORTEST_TTL_MS} to {most_ms}")
     })
@@ -257,6 +268,8 @@ mod tests {
         assert_eq!(fields(r#"{"deviceId":null}"#), ["deviceId"]);
         assert_eq!(fields(r#"{"deviceId":["nope"],"ttlMs":3600001}"#), ["ttlMs", "deviceId"]);
         assert_eq!(fields(r#"{"ttlMs":"5m"}"#), ["ttlMs"]);
+        assert_eq!(fields(r#"{"ttlMs":60000.5}"#), ["ttlMs"]);
+        assert!(read(r#"{"ttlMs":60000.0}"#).is_ok(), "as whole as 60000");
         assert_eq!(fields("[]"), [""]);
         assert_eq!(read("{").map(drop).unwrap_err().code(), Code::InvalidJson);
     }

@@ -19,7 +19,8 @@ def before_call(ctx, case, kwargs):
     if meta is None or not meta.generation.mode.is_positive:
         return
     if case.method == "POST":
-        _send(case)
+        if case.operation.path.startswith("/v1/events"):
+            _send(case)
     elif isinstance(case.query, dict):
         _ask(case.query)
 
