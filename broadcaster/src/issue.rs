@@ -13,7 +13,7 @@ use axum::extract::{FromRequest as _, Request, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use pulsestream_shared::config;
-use pulsestream_shared::event::{DeviceId, EVENT_TYPE_CHARS};
+use pulsestream_shared::event::{DeviceId, EVENT_TYPE_CHARS, whole};
 use pulsestream_shared::openapi::{Answer, Body, Operation, example};
 use pulsestream_shared::problem::{Code, FieldError, Problem};
 use pulsestream_shared::store::Scope;
@@ -126,20 +126,11 @@ fn fault(field: &str, message: impl Into<String>) -> FieldError {
     FieldError { field: field.to_owned(), message: message.into() }
 }
 
-/// JSON has one kind of number: 60000.0 is as whole as 60000.
-fn whole(value: &Value) -> Option<u64> {
-    let whole = |number: &f64| (0.0..1e15).contains(number) && number.fract() == 0.0;
-    #[expect(
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "whole and in range"
-    )]
-    value.as_u64().or_else(|| value.as_f64().filter(whole).map(|number| number as u64))
-}
-
 fn ttl_of(value: &Value, config: &config::Live) -> Result<Duration, String> {
     let most_ms = longest_ms(config);
-    let ttl_ms = whole(value).filter(|ttl_ms| (SHORTEST_TTL_MS..=most_ms).contains(ttl_ms));
+    // JSON has one kind of number: 60000.0 is as whole as 60000.
+    let ttl_ms = value.as_f64().and_then(whole).and_then(|ttl_ms| u64::try_from(ttl_ms).ok());
+    let ttl_ms = ttl_ms.filter(|ttl_ms| (SHORTEST_TTL_MS..=most_ms).contains(ttl_ms));
     ttl_ms.map(Duration::from_millis).ok_or_else(|| {
         format!("expected a whole number of milliseconds, {SHORTEST_TTL_MS} to {most_ms}")
     })

@@ -164,7 +164,7 @@ pub(crate) fn push_number(out: &mut String, value: f64) {
 }
 
 /// The number as an integer, when it is one and every double near it is exact.
-fn whole(value: f64) -> Option<i64> {
+pub fn whole(value: f64) -> Option<i64> {
     const EXACT_INTEGERS: f64 = 9_007_199_254_740_992.0; // 2^53
     #[expect(clippy::cast_possible_truncation, reason = "whole and below 2^53")]
     (value.fract() == 0.0 && value.abs() < EXACT_INTEGERS).then_some(value as i64)
