@@ -1,14 +1,14 @@
 //! The headers of a record, in one allocation.
 //!
 //! A record carries two to sixteen headers; a vector of pairs would cost two allocations each on the
-//! busiest path of the consumer. Layout: per header `u32` name length, name, `u32` value length
-//! (`u32::MAX` for a null value), value; little-endian.
+//! busiest path of the consumer. Layout: per header its name and its value, which may be null
+//! ([`packed`](super::packed)).
 
 use std::fmt;
 
 use bytes::{Bytes, BytesMut};
 
-const NULL: u32 = u32::MAX;
+use super::packed::{pack_bytes, take_bytes};
 
 /// Names and values of a record's headers, in the order they were added. A name may occur twice.
 #[derive(Clone, Default, PartialEq, Eq)]
@@ -29,11 +29,8 @@ impl Headers {
     pub fn iter(&self) -> impl Iterator<Item = (&str, Option<&[u8]>)> {
         let mut rest: &[u8] = &self.0;
         std::iter::from_fn(move || {
-            let name = take_length(&mut rest)?;
-            let name = std::str::from_utf8(take(&mut rest, name as usize)?).ok()?;
-            let length = take_length(&mut rest)?;
-            let value = if length == NULL { None } else { Some(take(&mut rest, length as usize)?) };
-            Some((name, value))
+            let name = std::str::from_utf8(take_bytes(&mut rest)??).ok()?;
+            Some((name, take_bytes(&mut rest)?))
         })
     }
 
@@ -58,16 +55,6 @@ impl fmt::Debug for Headers {
         let text = |value: &[u8]| String::from_utf8_lossy(value).into_owned();
         f.debug_map().entries(self.iter().map(|(name, value)| (name, value.map(text)))).finish()
     }
-}
-
-fn take<'a>(rest: &mut &'a [u8], length: usize) -> Option<&'a [u8]> {
-    let (head, tail) = rest.split_at_checked(length)?;
-    *rest = tail;
-    Some(head)
-}
-
-fn take_length(rest: &mut &[u8]) -> Option<u32> {
-    take(rest, 4)?.try_into().ok().map(u32::from_le_bytes)
 }
 
 /// Collects headers.
@@ -95,20 +82,8 @@ impl HeadersBuilder {
 
 /// Appends one header in the packed form, for an engine that packs many records into one buffer.
 pub(crate) fn pack(buffer: &mut BytesMut, name: &str, value: Option<&[u8]>) {
-    pack_length(buffer, name.len());
-    buffer.extend_from_slice(name.as_bytes());
-    match value {
-        Some(value) => {
-            pack_length(buffer, value.len());
-            buffer.extend_from_slice(value);
-        }
-        None => buffer.extend_from_slice(&NULL.to_le_bytes()),
-    }
-}
-
-fn pack_length(buffer: &mut BytesMut, length: usize) {
-    let length = u32::try_from(length).expect("a record is smaller than 2 GiB");
-    buffer.extend_from_slice(&length.to_le_bytes());
+    pack_bytes(buffer, Some(name.as_bytes()));
+    pack_bytes(buffer, value);
 }
 
 #[cfg(test)]

@@ -17,6 +17,7 @@ use uuid::Uuid;
 pub mod embedded;
 mod headers;
 pub mod kafka;
+mod packed;
 mod partitioner;
 
 pub use headers::{Headers, HeadersBuilder};

@@ -1,24 +1,22 @@
 //! Record batches: what one commit gives a partition, packed into one row of `records`.
 //!
 //! A row costs the file's thread several times what its bytes cost, and each record of a commit would be
-//! one. The row's `offset` is that of its first record, `count` how many it stands for. Packed record:
-//! `u32` key length (`u32::MAX` for none), key, `u32` value length, value, `u32` headers length, headers;
-//! little-endian.
+//! one. The row's `offset` is that of its first record, `count` how many it stands for. Packed record: key,
+//! which may be none, value, headers ([`packed`](crate::log::packed)).
 //!
 //! Deleting below an offset within a batch moves `offset` and `count` and leaves the packed records: a row
 //! stands for the **last** `count` of what it holds. A writer that is behind another meets its row at the
 //! same `offset`, because both begin a batch at the next offset of the partition.
 
-use bytes::{Buf, BufMut, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 
 use super::group::Row;
+use crate::log::packed::{pack_bytes, take_bytes};
 use crate::log::{Headers, Offset, Partition, Record, Topic};
 
 /// Records and bytes of one batch: whoever wants one record reads all of them.
 const MAX_RECORDS: usize = 256;
 const MAX_BYTES: usize = 64 << 10;
-
-const NO_KEY: u32 = u32::MAX;
 
 /// A row on its way to the file.
 #[derive(Debug)]
@@ -60,18 +58,10 @@ pub(super) fn pack(rows: &[Row]) -> Vec<RecordBatch> {
 }
 
 fn push(packed: &mut BytesMut, row: &Row) {
-    let (record, headers) = (&row.record, row.record.headers.as_bytes());
-    match &record.key {
-        Some(key) => push_bytes(packed, key),
-        None => packed.put_u32_le(NO_KEY),
-    }
-    push_bytes(packed, &record.value);
-    push_bytes(packed, headers);
-}
-
-fn push_bytes(packed: &mut BytesMut, bytes: &[u8]) {
-    packed.put_u32_le(u32::try_from(bytes.len()).expect("a record is smaller than 4 MiB"));
-    packed.extend_from_slice(bytes);
+    let record = &row.record;
+    pack_bytes(packed, record.key.as_deref());
+    pack_bytes(packed, Some(&record.value));
+    pack_bytes(packed, Some(record.headers.as_bytes()));
 }
 
 /// The records a row stands for; `None` when it does not hold them.
@@ -80,18 +70,14 @@ pub(super) fn unpack(
     offset: Offset,
     count: usize,
     logged_at_ms: i64,
-    mut packed: Bytes,
+    packed: Bytes,
 ) -> Option<Vec<Record>> {
     let mut records = Vec::with_capacity(count.min(MAX_RECORDS));
-    while !packed.is_empty() {
-        let key = match take_length(&mut packed)? {
-            NO_KEY => None,
-            length => Some(take(&mut packed, length)?),
-        };
-        let length = take_length(&mut packed)?;
-        let value = take(&mut packed, length)?;
-        let length = take_length(&mut packed)?;
-        let headers = Headers::from_bytes(take(&mut packed, length)?);
+    let mut rest = &packed[..];
+    while !rest.is_empty() {
+        let key = take_bytes(&mut rest)?.map(|key| packed.slice_ref(key));
+        let value = packed.slice_ref(take_bytes(&mut rest)??);
+        let headers = Headers::from_bytes(packed.slice_ref(take_bytes(&mut rest)??));
         records.push(Record { partition, offset: 0, logged_at_ms, key, value, headers });
     }
     drop(records.drain(..records.len().checked_sub(count)?));
@@ -99,15 +85,6 @@ pub(super) fn unpack(
         record.offset = offset;
     }
     Some(records)
-}
-
-fn take_length(packed: &mut Bytes) -> Option<u32> {
-    (packed.len() >= 4).then(|| packed.get_u32_le())
-}
-
-fn take(packed: &mut Bytes, length: u32) -> Option<Bytes> {
-    let length = length as usize;
-    (packed.len() >= length).then(|| packed.split_to(length))
 }
 
 #[cfg(test)]
