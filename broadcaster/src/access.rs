@@ -9,6 +9,7 @@ use axum::http::{HeaderMap, Uri, header};
 use pulsestream_shared::auth::{Keyring, Seal, bearer};
 use pulsestream_shared::clock;
 use pulsestream_shared::config::Config;
+use pulsestream_shared::origins::Origins;
 use pulsestream_shared::problem::{Code, Problem};
 use pulsestream_shared::store::{KeyRecord, Scope};
 use tokio::time::Instant;
@@ -18,7 +19,7 @@ use url::form_urlencoded;
 use crate::doors::{Arrival, Doors, Inside};
 use crate::filter::{Audience, Beyond, Filter};
 use crate::open_keys::{OpenKey, OpenKeys};
-use crate::origin::Origins;
+use crate::origin;
 use crate::token::{self, Token};
 use crate::wish::Wish;
 
@@ -149,7 +150,7 @@ impl Access {
     /// # Errors
     /// 403 for a page that may not open streams here.
     pub(crate) fn check_origin(&self, headers: &HeaderMap, target: &Uri) -> Result<(), Problem> {
-        self.origins.check(headers, target)
+        origin::check(&self.origins, headers, target)
     }
 
     /// # Errors
@@ -181,7 +182,7 @@ impl Access {
             Shown::Key(headers) => match self.key(headers, Scope::EventsRead).await {
                 Ok(key) => self.grant_to(&key, None, None).await,
                 Err(problem) if self.dev && problem.code() == Code::MissingApiKey => {
-                    Origins::check_anonymous(headers)?;
+                    origin::check_anonymous(headers)?;
                     let audience = Audience::Everybody;
                     Ok(Grant { audience, key: None, only: None, end: None })
                 }

@@ -6,48 +6,28 @@
 
 use axum::http::uri::Authority;
 use axum::http::{HeaderMap, HeaderValue, Uri, header};
+use pulsestream_shared::origins::Origins;
 use pulsestream_shared::problem::{Code, Problem};
 
-/// The origins that may.
-pub(crate) enum Origins {
-    Any,
-    /// These, and the server's own.
-    Listed(Vec<String>),
+/// Whether a request with these headers, to that target, may open a stream. Programs send no `Origin`.
+///
+/// # Errors
+/// 403 for a page of another origin than the server's own and those that are let in.
+pub(crate) fn check(origins: &Origins, headers: &HeaderMap, target: &Uri) -> Result<(), Problem> {
+    let Some(origin) = headers.get(header::ORIGIN) else { return Ok(()) };
+    let own = || authority(origin).is_some_and(|of| is_own(&of, headers, target));
+    if origins.allow(origin) || own() { Ok(()) } else { Err(Code::OriginRefused.into()) }
 }
 
-impl Origins {
-    /// As `server.cors_origins` has them.
-    pub(crate) fn new(listed: &[String]) -> Self {
-        let any = listed.iter().any(|origin| origin == "*");
-        if any { Self::Any } else { Self::Listed(listed.to_vec()) }
-    }
-
-    /// Whether a request with these headers, to that target, may open a stream. Programs send no `Origin`.
-    ///
-    /// # Errors
-    /// 403 for a page of another origin.
-    pub(crate) fn check(&self, headers: &HeaderMap, target: &Uri) -> Result<(), Problem> {
-        let Some(origin) = headers.get(header::ORIGIN) else { return Ok(()) };
-        let listed = match self {
-            Self::Any => true,
-            Self::Listed(listed) => {
-                listed.iter().any(|listed| listed.as_bytes() == origin.as_bytes())
-            }
-        };
-        let allowed = listed || authority(origin).is_some_and(|of| is_own(&of, headers, target));
-        if allowed { Ok(()) } else { Err(Code::OriginRefused.into()) }
-    }
-
-    /// The same for a stream that needs neither key nor token. Its page must also be of this machine by name:
-    /// a site can give its own name the address of this machine, and is of the server's own origin then.
-    ///
-    /// # Errors
-    /// 403 for a page of another origin.
-    pub(crate) fn check_anonymous(headers: &HeaderMap) -> Result<(), Problem> {
-        let Some(origin) = headers.get(header::ORIGIN) else { return Ok(()) };
-        let local = authority(origin).is_some_and(|of| is_local(of.host()));
-        if local { Ok(()) } else { Err(Code::OriginRefused.into()) }
-    }
+/// The same for a stream that needs neither key nor token. Its page must also be of this machine by name: a
+/// site can give its own name the address of this machine, and is of the server's own origin then.
+///
+/// # Errors
+/// 403 for a page of another origin.
+pub(crate) fn check_anonymous(headers: &HeaderMap) -> Result<(), Problem> {
+    let Some(origin) = headers.get(header::ORIGIN) else { return Ok(()) };
+    let local = authority(origin).is_some_and(|of| is_local(of.host()));
+    if local { Ok(()) } else { Err(Code::OriginRefused.into()) }
 }
 
 /// Host and port of `http://HOST:PORT`; none for `null`, which pages without an origin send.
@@ -82,7 +62,7 @@ mod tests {
     fn pages_of_the_servers_own_origin_and_of_listed_ones_may_and_no_others() {
         let origins = Origins::new(&["https://dash.example".to_owned()]);
         let target = Uri::from_static("/v1/stream");
-        let may = |origin, host| origins.check(&headers(origin, host), &target).is_ok();
+        let may = |origin, host| check(&origins, &headers(origin, host), &target).is_ok();
         assert!(may("", "ps.example"), "a program");
         assert!(may("https://dash.example", "ps.example"));
         assert!(may("http://ps.example:3000", "ps.example:3000"));
@@ -98,15 +78,15 @@ mod tests {
         ] {
             assert!(!may(other, "ps.example:3000"), "{other}");
         }
-        assert!(Origins::new(&["*".to_owned()]).check(&headers("null", "x"), &target).is_ok());
+        assert!(check(&Origins::new(&["*".to_owned()]), &headers("null", "x"), &target).is_ok());
         let target = Uri::from_static("https://ps.example/v1/stream");
-        assert!(origins.check(&headers("https://ps.example", ""), &target).is_ok());
-        assert!(origins.check(&headers("https://evil.example", ""), &target).is_err());
+        assert!(check(&origins, &headers("https://ps.example", ""), &target).is_ok());
+        assert!(check(&origins, &headers("https://evil.example", ""), &target).is_err());
     }
 
     #[test]
     fn without_a_key_only_pages_of_this_machine_by_name_may() {
-        let may = |origin| Origins::check_anonymous(&headers(origin, "x")).is_ok();
+        let may = |origin| check_anonymous(&headers(origin, "x")).is_ok();
         assert!(may("") && may("http://localhost:3000") && may("http://[::1]:3000"));
         assert!(may("http://127.0.0.1:3000"));
         assert!(!may("http://rebound.example:3000") && !may("null"));

@@ -18,6 +18,7 @@ pub mod log;
 pub mod metadata;
 pub mod metrics;
 pub mod openapi;
+pub mod origins;
 pub mod page;
 pub mod problem;
 pub mod process;

@@ -5,6 +5,8 @@ use axum::extract::Request;
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 
+use crate::origins::Origins;
+
 const METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD, POST");
 const ALLOWED: HeaderValue = HeaderValue::from_static(
     "authorization, content-encoding, content-type, idempotency-key, last-event-id, traceparent, x-api-key, \
@@ -17,29 +19,13 @@ const EXPOSED: HeaderValue = HeaderValue::from_static(
 /// Seconds a browser may remember a preflight; no browser takes more than two hours.
 const MAX_AGE: HeaderValue = HeaderValue::from_static("7200");
 
-/// The origins that may.
-pub(super) enum Cors {
-    Any,
-    Only(Vec<String>),
-}
+/// For pages of these.
+pub(super) struct Cors(Origins);
 
 impl Cors {
     /// `None` when no origin may: then nothing is done at all.
     pub(super) fn new(origins: &[String]) -> Option<Self> {
-        if origins.is_empty() {
-            return None;
-        }
-        let any = origins.iter().any(|origin| origin == "*");
-        Some(if any { Self::Any } else { Self::Only(origins.to_vec()) })
-    }
-
-    fn allows(&self, origin: &HeaderValue) -> bool {
-        match self {
-            Self::Any => true,
-            Self::Only(origins) => {
-                origins.iter().any(|allowed| allowed.as_bytes() == origin.as_bytes())
-            }
-        }
+        (!origins.is_empty()).then(|| Self(Origins::new(origins)))
     }
 
     /// The answer to the question a browser asks before the request itself; `None` for any other request.
@@ -48,7 +34,7 @@ impl Cors {
         let asks = request.method() == Method::OPTIONS
             && headers.contains_key(header::ACCESS_CONTROL_REQUEST_METHOD);
         let origin = headers.get(header::ORIGIN).filter(|_| asks)?;
-        if !self.allows(origin) {
+        if !self.0.allow(origin) {
             return Some(StatusCode::NO_CONTENT.into_response());
         }
         let grants = [
@@ -61,12 +47,12 @@ impl Cors {
 
     /// Tells the browser whether a page of that origin may read this answer.
     pub(super) fn dress(&self, origin: Option<&HeaderValue>, headers: &mut HeaderMap) {
-        let granted = match self {
-            Self::Any => HeaderValue::from_static("*"),
-            Self::Only(_) => {
+        let granted = match &self.0 {
+            Origins::Any => HeaderValue::from_static("*"),
+            Origins::Listed(_) => {
                 // For caches, also when this answer is for no such page.
                 headers.append(header::VARY, HeaderValue::from_static("origin"));
-                let Some(origin) = origin.filter(|origin| self.allows(origin)) else { return };
+                let Some(origin) = origin.filter(|origin| self.0.allow(origin)) else { return };
                 origin.clone()
             }
         };
