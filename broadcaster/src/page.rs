@@ -16,6 +16,8 @@ const TEXT: &str = "text/plain; charset=utf-8";
 /// Where the document is told of the gateways.
 const GATEWAY: &str = "{{gateway}}";
 
+const STYLES: &str =
+    concat!(include_str!("../../shared/src/page/palette.css"), include_str!("../page/style.css"));
 const DOCUMENT: &str = include_str!("../page/index.html");
 /// Path, type, content.
 const FILES: [(&str, &str, &str); 12] = [
@@ -27,7 +29,7 @@ const FILES: [(&str, &str, &str); 12] = [
     ("/page/words.js", SCRIPT, include_str!("../page/words.js")),
     // Also for pages of others: the client is documented there.
     ("/page/pulsestream.js", SCRIPT, include_str!("../../clients/js/pulsestream.js")),
-    ("/page/style.css", STYLE, include_str!("../page/style.css")),
+    ("/page/style.css", STYLE, STYLES),
     ("/page/icon.svg", "image/svg+xml", include_str!("../page/icon.svg")),
     ("/page/uplot.js", SCRIPT, include_str!("../page/vendor/uplot-1.6.32.js")),
     ("/page/uplot.css", STYLE, include_str!("../page/vendor/uplot-1.6.32.css")),

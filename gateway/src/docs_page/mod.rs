@@ -26,7 +26,8 @@ mod tests;
 
 const PATH: &str = "/docs";
 const MEDIA_TYPE: &str = "text/html; charset=utf-8";
-const STYLE: &str = include_str!("style.css");
+const STYLE: &str =
+    concat!(include_str!("../../../shared/src/page/palette.css"), include_str!("style.css"));
 const START: &str = "<!doctype html>";
 
 /// Where the page tells of API keys.
