@@ -274,10 +274,15 @@ impl Server {
 }
 
 impl Live {
-    fn requirements(&self) -> [(bool, &'static str, &'static str); 3] {
+    fn requirements(&self) -> [(bool, &'static str, &'static str); 4] {
         const SECOND: Duration = Duration::from_secs(1);
         let (day, minute) = (SECOND * 86_400, SECOND * 60);
         [
+            (
+                self.gateway_url.is_empty() || is_origin(&self.gateway_url),
+                "live.gateway_url",
+                "must be http://HOST:PORT or https://HOST:PORT, with nothing after it",
+            ),
             (
                 (SECOND..=day).contains(&self.token_max_ttl),
                 "live.token_max_ttl",
@@ -370,11 +375,6 @@ impl Config {
             !self.server.dev || self.server.is_loopback(),
             "server.dev",
             "needs a loopback server.host: it lets anybody read the live stream",
-        );
-        require(
-            self.live.gateway_url.is_empty() || is_origin(&self.live.gateway_url),
-            "live.gateway_url",
-            "must be http://HOST:PORT or https://HOST:PORT, with nothing after it",
         );
         let telemetry = &self.telemetry;
         require(
