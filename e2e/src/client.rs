@@ -144,6 +144,16 @@ impl Client {
     pub async fn get_text(&self, path: &str) -> reqwest::Result<String> {
         self.http.get(format!("{}{path}", self.url)).send().await?.text().await
     }
+
+    /// The value of a series of `/metrics`, all its labels named as they stand there; `None` when it is not there.
+    ///
+    /// # Panics
+    /// When there is no answer, or the value is no whole number.
+    pub async fn figure(&self, series: &str) -> Option<u64> {
+        let text = self.get_text("/metrics").await.expect("metrics");
+        let value = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '))?;
+        Some(value.parse().expect("a whole number"))
+    }
 }
 
 async fn answer(request: reqwest::RequestBuilder) -> reqwest::Result<Answer> {

@@ -7,7 +7,7 @@ use pulsestream_e2e::on_both;
 use pulsestream_e2e::sse::Sse;
 use pulsestream_shared::store::Scope;
 use pulsestream_shared::testing::wait_for;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::contract::assert_problem;
 
@@ -202,11 +202,7 @@ async fn a_broadcaster_tells_its_figures_to_an_admin_as_its_metrics_have_them(en
     assert_eq!(told["resumes"]["framed"]["recovered"], 1);
     assert_eq!(told["freshness"]["events"], 1);
     assert!(told["freshness"]["p99Ms"].is_u64(), "{told}");
-    let metrics = Client::new(pipeline.stream_url(), "").get_text("/metrics").await.expect("text");
-    let series = |name: &str| -> Value {
-        let line = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-        line.expect("a series").parse::<u64>().expect("a whole number").into()
-    };
+    let broadcaster = Client::new(pipeline.stream_url(), "");
     for (name, number) in [
         ("pulsestream_live_subscriptions", &told["subscriptions"]),
         ("pulsestream_live_deliveries_total", &told["deliveries"]),
@@ -219,7 +215,7 @@ async fn a_broadcaster_tells_its_figures_to_an_admin_as_its_metrics_have_them(en
         ),
         ("pulsestream_freshness_seconds_count{stage=\"socket\"}", &told["freshness"]["events"]),
     ] {
-        assert_eq!(series(name), *number, "{name}");
+        assert_eq!(json!(broadcaster.figure(name).await.expect("a series")), *number, "{name}");
     }
     pipeline.stop().await;
 }

@@ -155,8 +155,5 @@ async fn a_gateway_without_a_free_place_says_so_at_once_whoever_asks() {
 
 /// The value of a gateway's series, `pulsestream_` left out.
 pub(crate) async fn series(pipeline: &Pipeline, name: &str) -> u64 {
-    let text = pipeline.client().get_text("/metrics").await.expect("metrics");
-    let name = format!("pulsestream_{name} ");
-    let value = text.lines().find_map(|line| line.strip_prefix(&name));
-    value.expect("the series").parse().expect("a number")
+    pipeline.client().figure(&format!("pulsestream_{name}")).await.expect("the series")
 }

@@ -20,9 +20,7 @@ async fn connect(pipeline: &Pipeline) -> Dashboard {
 
 /// The value of an unlabelled or fully labelled series of the broadcaster.
 async fn series(pipeline: &Pipeline, name: &str) -> u64 {
-    let text = Client::new(pipeline.stream_url(), "").get_text("/metrics").await.expect("metrics");
-    let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-    value.map_or(0, |value| value.parse().expect("a number"))
+    Client::new(pipeline.stream_url(), "").figure(name).await.unwrap_or(0)
 }
 
 const DROPPED: &str = "pulsestream_live_dropped_total{reason=\"slow\"}";
