@@ -107,6 +107,7 @@ element("forget").addEventListener("click", () => {
 async function start() {
   if (key()) return begin();
   const answer = await fetch("/v1/stream/poll", { cache: "no-store" }).catch(() => null);
+  if (stream) return; // somebody was quicker
   if (answer?.status !== 401) return begin();
   state = { name: "closed", reason: { code: "credentials" } };
   show();
