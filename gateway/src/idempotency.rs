@@ -6,7 +6,7 @@
 //! done, same fingerprint   -> the stored outcome again
 //! in flight, lease running -> wait and retry
 //! in flight, lease over    -> taken over: appended again under the same id (the store keeps one)
-//! open                     -> taken over at once
+//! open                     -> taken over at once: whoever had it has given up
 //! ```
 
 use pulsestream_shared::cache::{Fingerprint, LockRecord, LockState, Owner};
@@ -79,7 +79,15 @@ pub(crate) fn next_attempt(seen: &LockRecord, now_ms: i64, lease_ms: i64) -> Loc
 /// A first attempt forgets the key, so that a corrected body may use it. After a takeover the earlier
 /// attempt may still be in the log: the fingerprint must stay.
 pub(crate) fn after_refusal(own: &LockRecord, taken_over: bool) -> Option<LockRecord> {
-    taken_over.then_some(LockRecord { state: LockState::Open, ..*own })
+    taken_over.then(|| after_doubt(own))
+}
+
+/// What the key becomes when the log may have taken the record and its owner waits no longer.
+///
+/// The lease is for an owner that may be at work; this one has given up. Were it kept, every retry would be
+/// told to wait for nobody, and the probes of a log that is back would be spent on them.
+pub(crate) fn after_doubt(own: &LockRecord) -> LockRecord {
+    LockRecord { state: LockState::Open, ..*own }
 }
 
 /// The record of a key whose event is in the log.
@@ -124,6 +132,13 @@ mod tests {
         let first = first_attempt(BODY, 1_000, 15_000);
         assert_eq!(judge(&done(&first), BODY, i64::MAX), Verdict::Replay);
         assert_eq!(after_refusal(&first, false), None);
+    }
+
+    #[test]
+    fn an_attempt_in_doubt_frees_the_lease_and_keeps_the_fingerprint() {
+        let first = first_attempt(BODY, 1_000, 15_000);
+        assert_eq!(judge(&after_doubt(&first), BODY, 1_001), Verdict::TakeOver);
+        assert_eq!(judge(&after_doubt(&first), OTHER, 1_001), Verdict::Mismatch);
     }
 
     #[test]

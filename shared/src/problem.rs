@@ -166,7 +166,7 @@ impl Code {
                 S::SERVICE_UNAVAILABLE,
                 "outcome_unknown",
                 "The event may or may not be accepted: send it again",
-                Some(15),
+                Some(2),
             ),
             Self::Unavailable => {
                 (S::SERVICE_UNAVAILABLE, "unavailable", "Cannot answer right now", Some(2))

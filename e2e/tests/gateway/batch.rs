@@ -153,23 +153,18 @@ async fn events_with_ids_of_their_own_are_duplicates_on_every_route(engines: Eng
 async fn a_batch_the_log_did_not_confirm_goes_on_under_the_same_ids(engines: Engines) {
     let faults = Faults::default();
     let lease = "PULSESTREAM__INGEST__LEASE";
-    let pipeline =
-        Harness::new(engines).devices(5).set(lease, "8100ms").faults(&faults).start().await;
+    let pipeline = Harness::new(engines).devices(5).set(lease, "10m").faults(&faults).start().await;
     let (client, key) = (pipeline.client(), Uuid::new_v4());
     let body = json!(events(&pipeline, 20));
     faults.next(Method::Append, 1, Fault::After);
     let first = post(&client, Some(key), &body).await;
     assert_problem(&first, 503, "outcome_unknown");
-    let at_once = post(&client, Some(key), &body).await;
-    match engines {
-        // The outcome was written with the events, before the answer was lost.
-        Engines::Embedded => assert_eq!(at_once.header("idempotency-replayed"), "true"),
-        Engines::Servers => assert_problem(&at_once, 409, "in_progress"),
-    }
     let other = post(&client, Some(key), &json!(events(&pipeline, 20))).await;
     assert_problem(&other, 422, "idempotency_mismatch");
-    wait_for("the lease to be over", PATIENCE, async || {
-        post(&client, Some(key), &body).await.status == 202
+    wait_for("the log to be tried again", PATIENCE, async || {
+        let again = post(&client, Some(key), &body).await;
+        assert!(matches!(again.status, 202 | 409 | 503), "{again:?}");
+        again.status == 202
     })
     .await;
     let last = post(&client, Some(key), &body).await;

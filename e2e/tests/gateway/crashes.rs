@@ -16,7 +16,7 @@ use crate::idempotency::stored_until;
 use crate::raw::{Raw, head};
 
 on_both!(
-    an_append_nobody_confirmed_keeps_its_key_and_is_stored_once,
+    an_append_nobody_confirmed_keeps_its_body_and_is_stored_once,
     an_event_whose_client_went_away_is_accepted_all_the_same,
 );
 
@@ -97,14 +97,12 @@ async fn a_lapsed_lease_forgets_no_body_and_its_event_is_stored_once() {
     pipeline.stop().await;
 }
 
-async fn an_append_nobody_confirmed_keeps_its_key_and_is_stored_once(engines: Engines) {
+/// The attempt has given up, so its lease, ten minutes here, is nothing to wait for.
+async fn an_append_nobody_confirmed_keeps_its_body_and_is_stored_once(engines: Engines) {
     let faults = Faults::default();
     let pipeline = Harness::new(engines)
         .faults(&faults)
-        .set("PULSESTREAM__INGEST__LEASE", "4s")
-        .set("PULSESTREAM__INGEST__REQUEST_TIMEOUT", "3s")
-        .set("PULSESTREAM__LOG__APPEND_TIMEOUT", "2s")
-        .set("PULSESTREAM__LOG__MESSAGE_TIMEOUT", "1s")
+        .set("PULSESTREAM__INGEST__LEASE", "10m")
         .start()
         .await;
     let (client, id, device) = (pipeline.client(), Uuid::new_v4(), pipeline.devices[0]);

@@ -259,14 +259,14 @@ impl BatchCommit {
         };
         self.metrics.append_errors.with_label_values(&[error.kind()]).inc();
         if matches!(error, AppendError::Unknown(_)) {
+            lease.iter().for_each(|lease| self.settle(Change::give_up(lease)));
             return Answer::Failed(Code::OutcomeUnknown);
         }
         lease.iter().for_each(|lease| self.release(lease));
         Answer::Failed(Code::LogUnavailable)
     }
 
-    /// Done, open for the same body, forgotten because nothing happened, or left to its lease because
-    /// nobody knows.
+    /// Done, open for the same body because something happened or may have, or forgotten because nothing did.
     fn settle_whole(&self, batch: &Batch, whole: &Lease, answers: &[Answer]) {
         if answers.iter().all(Answer::is_final) {
             return self.settle(Change::finish(whole).traced(batch.trace.clone()));
@@ -278,12 +278,13 @@ impl BatchCommit {
                 self.remember(batch, event, whole);
             }
         }
-        let unknown = |answer: &Answer| *answer == Answer::Failed(Code::OutcomeUnknown);
-        if answers.iter().any(unknown) {
-            return;
+        let happened =
+            |answer: &Answer| answer.is_final() || *answer == Answer::Failed(Code::OutcomeUnknown);
+        if answers.iter().any(happened) {
+            self.settle(Change::give_up(whole));
+        } else {
+            self.release(whole);
         }
-        let taken_over = whole.taken_over || answers.iter().any(Answer::is_final);
-        self.release(&Lease { taken_over, ..*whole });
     }
 
     /// Notes that a derived id is in the log, so that going on with the batch does not append it again.

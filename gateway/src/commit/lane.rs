@@ -136,9 +136,10 @@ impl Lane {
                 Change::release(&owned.lease).queue(&self.settle, &self.finishing, &self.metrics);
                 owned.waiting.answer(Answer::Failed(Code::LogUnavailable));
             }
-            // The record may be in the log: the key keeps its lease and its fingerprint.
+            // The record may be in the log: the key keeps its fingerprint.
             Err(AppendError::Unknown(reason)) => {
                 tracing::debug!(%reason, "append not confirmed");
+                Change::give_up(&owned.lease).queue(&self.settle, &self.finishing, &self.metrics);
                 owned.waiting.answer(Answer::Failed(Code::OutcomeUnknown));
             }
         }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pulsestream_shared::cache::memory::MemoryLocks;
-use pulsestream_shared::cache::{Cache, LockChange, LockKey};
+use pulsestream_shared::cache::{Cache, LockChange, LockKey, LockRecord};
 use pulsestream_shared::clock;
 use pulsestream_shared::traces::Trace;
 use tokio::sync::mpsc;
@@ -16,7 +16,7 @@ use tokio::task::yield_now;
 use super::finishing::Finishing;
 use super::locks::Lease;
 use super::{MAX_GROUP, fill};
-use crate::idempotency::{after_refusal, done};
+use crate::idempotency::{after_doubt, after_refusal, done};
 use crate::metrics::GatewayMetrics;
 
 /// A busy Redis is given so long; outcomes that gather meanwhile wait in the queue.
@@ -37,7 +37,15 @@ impl Change {
 
     /// The event is certainly not in the log by this attempt.
     pub(super) fn release(lease: &Lease) -> Self {
-        let record = after_refusal(&lease.record, lease.taken_over);
+        Self::swap(lease, after_refusal(&lease.record, lease.taken_over))
+    }
+
+    /// The event may be in the log, and nobody waits for it any more.
+    pub(super) fn give_up(lease: &Lease) -> Self {
+        Self::swap(lease, Some(after_doubt(&lease.record)))
+    }
+
+    fn swap(lease: &Lease, record: Option<LockRecord>) -> Self {
         Self::of(lease, LockChange::Swap { key: lease.key, expected: lease.record, record })
     }
 

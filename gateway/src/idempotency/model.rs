@@ -236,7 +236,11 @@ impl World {
                 let swap = LockChange::Swap { key: KEY, expected: record, record: next };
                 at.settling.push((swap, local));
             }
-            Fate::UnknownThere | Fate::UnknownLost => {}
+            Fate::UnknownThere | Fate::UnknownLost => {
+                let next = Some(after_doubt(&record));
+                let swap = LockChange::Swap { key: KEY, expected: record, record: next };
+                at.settling.push((swap, local));
+            }
         }
     }
 
