@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `client` | settings, log lines and errors every client shares |
 //! | `topics` | `migrate`, and the identity record in `metrics.meta` |
-//! | `producer` | append: one producer, one completion a batch |
+//! | `producer`, `ballots` | append: one producer, one completion a batch |
 //! | `consumer`, `member`, `inbox` | a member of a group: its owner's handle, its thread, what they share |
 //! | `rebalances` | what a member is called back for |
 //! | `reader` | reads and questions outside any group |
@@ -28,6 +28,7 @@ use super::{
     Offset, Partition, ReadLimit, Record, Topic,
 };
 
+mod ballots;
 mod client;
 mod consumer;
 #[cfg(feature = "testing")]

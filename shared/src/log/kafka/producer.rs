@@ -1,7 +1,7 @@
 //! Append: one idempotent producer for the process, one completion for a whole batch.
 //!
-//! librdkafka reports every record; the reports of one batch are gathered in its [`Ballot`], and the
-//! last one wakes the caller. One thread serves the reports and, when librdkafka declares its producer
+//! librdkafka reports every record; the reports of one batch are gathered in [`Ballots`], and the last one
+//! wakes the caller. One thread serves the reports and, when librdkafka declares its producer
 //! dead (a fatal error of the idempotence protocol), puts a new one in its place.
 //!
 //! One producer is enough although a leader may hang: when a record times out, librdkafka lets all that is
@@ -11,8 +11,9 @@
 //! What failed is told apart by code alone: the crate does not show librdkafka's own verdict on whether
 //! a record may have been persisted, so only codes that are the same on every attempt count as refusal.
 
+use std::iter::repeat_n;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use rdkafka::client::ClientContext;
@@ -23,10 +24,10 @@ use rdkafka::producer::{
     BaseProducer, BaseRecord, DeliveryResult, NoCustomPartitioner, Producer as _, ProducerContext,
 };
 use rdkafka::statistics::Statistics;
-use tokio::sync::oneshot;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::KafkaConfig;
+use super::ballots::Ballots;
 use super::client::{self, unavailable};
 use super::statistics::{self, Client, ClientMetrics, Told};
 use crate::log::{AppendError, AppendResult, Headers, LogError, NewRecord};
@@ -45,6 +46,7 @@ struct Shared {
     /// `None` once stopped. Senders hold the read side while they hand over a batch, never longer.
     current: RwLock<Option<BaseProducer<Reports>>>,
     stopping: AtomicBool,
+    ballots: Arc<Ballots>,
     settings: ClientConfig,
     metrics: ClientMetrics,
     /// What a stopping producer may take to deliver the rest.
@@ -59,10 +61,12 @@ impl Producer {
         token: TaskTrackerToken,
     ) -> Result<Self, LogError> {
         let settings = settings(config);
-        let first = create(&settings, metrics).map_err(unavailable)?;
+        let ballots = Arc::new(Ballots::default());
+        let first = create(&settings, metrics, &ballots).map_err(unavailable)?;
         let shared = Arc::new(Shared {
             current: RwLock::new(Some(first)),
             stopping: AtomicBool::new(false),
+            ballots,
             settings,
             metrics: metrics.clone(),
             message_timeout: config.message_timeout,
@@ -83,11 +87,12 @@ impl Producer {
         if records.is_empty() {
             return Vec::new();
         }
-        let (ballot, settled) = Ballot::open(records.len());
-        self.shared.hand_over(topic, records, &ballot);
+        let ballots = &self.shared.ballots;
+        let (first, settled) = ballots.open(records.len());
+        self.shared.hand_over(topic, records, first);
         match tokio::time::timeout(self.append_timeout, settled).await {
             Ok(Ok(results)) => results,
-            _ => ballot.give_up(),
+            _ => ballots.give_up(first),
         }
     }
 
@@ -105,24 +110,23 @@ impl Drop for Producer {
 
 impl Shared {
     /// Gives every record to librdkafka, or answers for it. Never blocks.
-    fn hand_over(&self, topic: &str, records: &[NewRecord], ballot: &Arc<Ballot>) {
+    fn hand_over(&self, topic: &str, records: &[NewRecord], first: usize) {
         let guard = self.current.read().unwrap_or_else(PoisonError::into_inner);
         let producer = guard.as_ref().filter(|_| !self.stopping.load(Ordering::Acquire));
         let Some(producer) = producer else {
             let closed = AppendError::Unavailable("the producer is closed".to_owned());
-            return ballot.settle_from(0, &closed);
+            return self.ballots.settle_from(first, &closed);
         };
-        for (index, record) in records.iter().enumerate() {
-            let ticket = Box::new(Ticket { ballot: Arc::clone(ballot), index });
-            let Err((error, _)) = producer.send(base_record(topic, record, ticket)) else {
+        for ((number, record), headers) in (first..).zip(records).zip(native_headers(records)) {
+            let Err((error, _)) = producer.send(base_record(topic, record, headers, number)) else {
                 continue;
             };
             let error = verdict_on_entry(&error);
             if matches!(error, AppendError::Unavailable(_)) {
                 // No later record of the batch may overtake this one.
-                return ballot.settle_from(index, &error);
+                return self.ballots.settle_from(number, &error);
             }
-            ballot.settle(index, Err(error));
+            self.ballots.settle(number, Err(error));
         }
     }
 
@@ -153,7 +157,7 @@ impl Shared {
     /// Puts a new producer in the place of a dead one. What the dead one had outstanding is answered as
     /// unknown when it is dropped, here, away from the runtime.
     fn replace(&self) {
-        let next = match create(&self.settings, &self.metrics) {
+        let next = match create(&self.settings, &self.metrics, &self.ballots) {
             Ok(next) => next,
             Err(error) => return tracing::warn!(%error, "no new producer could be made yet"),
         };
@@ -170,9 +174,10 @@ impl Shared {
 fn create(
     settings: &ClientConfig,
     metrics: &ClientMetrics,
+    ballots: &Arc<Ballots>,
 ) -> Result<BaseProducer<Reports>, KafkaError> {
     let told = Told::new(Client::Producer, metrics);
-    BaseProducer::from_config_and_context(settings, Reports { told })
+    BaseProducer::from_config_and_context(settings, Reports { told, ballots: ballots.clone() })
 }
 
 fn settings(config: &KafkaConfig) -> ClientConfig {
@@ -202,27 +207,33 @@ const IN_FLIGHT: &str = "5";
 fn base_record<'a>(
     topic: &'a str,
     record: &'a NewRecord,
-    ticket: Box<Ticket>,
-) -> BaseRecord<'a, [u8], [u8], Box<Ticket>> {
+    headers: Option<OwnedHeaders>,
+    number: usize,
+) -> BaseRecord<'a, [u8], [u8], usize> {
     BaseRecord {
         topic,
         partition: Some(record.partition),
         payload: Some(&record.value),
         key: record.key.as_deref(),
         timestamp: None,
-        headers: native_headers(&record.headers),
-        delivery_opaque: ticket,
+        headers,
+        delivery_opaque: number,
     }
 }
 
-fn native_headers(headers: &Headers) -> Option<OwnedHeaders> {
-    if headers.is_empty() {
-        return None;
-    }
-    let native = headers
-        .iter()
-        .fold(OwnedHeaders::new(), |native, (key, value)| native.insert(Header { key, value }));
-    Some(native)
+/// The headers of each record as librdkafka wants them: a list for itself. Those of a batch are the same, and a copy is
+/// cheaper than a list built anew.
+fn native_headers(records: &[NewRecord]) -> impl Iterator<Item = Option<OwnedHeaders>> {
+    let runs = records.chunk_by(|left, right| left.headers == right.headers);
+    runs.flat_map(|run| {
+        let headers = run.first().and_then(|record| native(&record.headers));
+        repeat_n(headers, run.len())
+    })
+}
+
+fn native(headers: &Headers) -> Option<OwnedHeaders> {
+    let add = |native: OwnedHeaders, (key, value)| native.insert(Header { key, value });
+    (!headers.is_empty()).then(|| headers.iter().fold(OwnedHeaders::new(), add))
 }
 
 /// librdkafka did not take the record: it is certainly not in the log.
@@ -260,82 +271,10 @@ fn is_refusal(code: RDKafkaErrorCode) -> bool {
     )
 }
 
-/// What librdkafka carries with a record and hands back with its report.
-struct Ticket {
-    ballot: Arc<Ballot>,
-    index: usize,
-}
-
-/// The answers of one batch, as they come in.
-struct Ballot(Mutex<Count>);
-
-struct Count {
-    results: Vec<Option<AppendResult>>,
-    open: usize,
-    /// `None` once counted.
-    caller: Option<oneshot::Sender<Vec<AppendResult>>>,
-}
-
-impl Ballot {
-    fn open(records: usize) -> (Arc<Self>, oneshot::Receiver<Vec<AppendResult>>) {
-        let (caller, settled) = oneshot::channel();
-        let results = std::iter::repeat_with(|| None).take(records).collect();
-        let count = Count { results, open: records, caller: Some(caller) };
-        (Arc::new(Self(Mutex::new(count))), settled)
-    }
-
-    /// Takes the answer for one record; the last one wakes the caller.
-    fn settle(&self, index: usize, result: AppendResult) {
-        let mut count = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        count.settle(index, result);
-        count.answer_when_complete();
-    }
-
-    /// Gives the same answer for this record and every later one.
-    fn settle_from(&self, index: usize, error: &AppendError) {
-        let mut count = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        for index in index..count.results.len() {
-            count.settle(index, Err(error.clone()));
-        }
-        count.answer_when_complete();
-    }
-
-    /// The answers so far; what is open is unknown.
-    fn give_up(&self) -> Vec<AppendResult> {
-        let mut count = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        count.caller = None;
-        count.take()
-    }
-}
-
-impl Count {
-    fn settle(&mut self, index: usize, result: AppendResult) {
-        if let Some(place @ None) = self.results.get_mut(index) {
-            *place = Some(result);
-            self.open -= 1;
-        }
-    }
-
-    fn answer_when_complete(&mut self) {
-        if self.open > 0 {
-            return;
-        }
-        if let Some(caller) = self.caller.take() {
-            // A caller that went away only loses the answer.
-            drop(caller.send(self.take()));
-        }
-    }
-
-    fn take(&mut self) -> Vec<AppendResult> {
-        let unsettled = || AppendError::Unknown("no answer within the append timeout".to_owned());
-        let results = std::mem::take(&mut self.results);
-        results.into_iter().map(|result| result.unwrap_or_else(|| Err(unsettled()))).collect()
-    }
-}
-
 /// Receives what librdkafka has to say.
 struct Reports {
     told: Arc<Told>,
+    ballots: Arc<Ballots>,
 }
 
 impl ClientContext for Reports {
@@ -353,57 +292,21 @@ impl ClientContext for Reports {
 }
 
 impl ProducerContext<NoCustomPartitioner> for Reports {
-    type DeliveryOpaque = Box<Ticket>;
+    /// The record's number.
+    type DeliveryOpaque = usize;
 
-    fn delivery(&self, report: &DeliveryResult<'_>, ticket: Box<Ticket>) {
+    fn delivery(&self, report: &DeliveryResult<'_>, number: usize) {
         let result = match report {
             Ok(message) => Ok(message.offset()),
             Err((error, _)) => Err(verdict_on_delivery(error)),
         };
-        ticket.ballot.settle(ticket.index, result);
+        self.ballots.settle(number, result);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn unknown() -> AppendError {
-        AppendError::Unknown("?".to_owned())
-    }
-
-    #[test]
-    fn a_batch_is_answered_once_with_its_last_record() {
-        let (ballot, mut settled) = Ballot::open(3);
-        ballot.settle(2, Ok(7));
-        ballot.settle(0, Err(unknown()));
-        assert!(settled.try_recv().is_err());
-        ballot.settle(1, Ok(9));
-        let results = settled.try_recv().unwrap();
-        assert!(matches!(results[..], [Err(AppendError::Unknown(_)), Ok(9), Ok(7)]));
-    }
-
-    #[test]
-    fn what_is_open_at_the_deadline_is_unknown_and_late_reports_are_harmless() {
-        let (ballot, mut settled) = Ballot::open(2);
-        ballot.settle(0, Ok(7));
-        let results = ballot.give_up();
-        assert!(matches!(results[..], [Ok(7), Err(AppendError::Unknown(_))]));
-        ballot.settle(1, Ok(8));
-        assert!(settled.try_recv().is_err());
-    }
-
-    #[test]
-    fn records_after_one_that_found_the_queue_full_are_not_tried() {
-        let (ballot, mut settled) = Ballot::open(3);
-        let full = KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull);
-        ballot.settle_from(1, &verdict_on_entry(&full));
-        ballot.settle(0, Ok(7));
-        let results = settled.try_recv().unwrap();
-        let unavailable =
-            |result: &AppendResult| matches!(result, Err(AppendError::Unavailable(_)));
-        assert!(matches!(results[0], Ok(7)) && results[1..].iter().all(unavailable));
-    }
 
     #[test]
     fn only_a_verdict_on_the_record_itself_is_a_refusal() {
