@@ -152,8 +152,13 @@ async fn events_with_ids_of_their_own_are_duplicates_on_every_route(engines: Eng
 
 async fn a_batch_the_log_did_not_confirm_goes_on_under_the_same_ids(engines: Engines) {
     let faults = Faults::default();
-    let lease = "PULSESTREAM__INGEST__LEASE";
-    let pipeline = Harness::new(engines).devices(5).set(lease, "10m").faults(&faults).start().await;
+    let pipeline = Harness::new(engines)
+        .devices(5)
+        .set("PULSESTREAM__INGEST__LEASE", "10m")
+        .set("PULSESTREAM__CACHE__TIMEOUT", "10s")
+        .faults(&faults)
+        .start()
+        .await;
     let (client, key) = (pipeline.client(), Uuid::new_v4());
     let body = json!(events(&pipeline, 20));
     faults.next(Method::Append, 1, Fault::After);

@@ -103,6 +103,7 @@ async fn an_append_nobody_confirmed_keeps_its_body_and_is_stored_once(engines: E
     let pipeline = Harness::new(engines)
         .faults(&faults)
         .set("PULSESTREAM__INGEST__LEASE", "10m")
+        .set("PULSESTREAM__CACHE__TIMEOUT", "10s")
         .start()
         .await;
     let (client, id, device) = (pipeline.client(), Uuid::new_v4(), pipeline.devices[0]);
