@@ -36,6 +36,22 @@ pub(crate) enum Close {
 }
 
 impl Close {
+    /// Every one; `docs/asyncapi.json` tells of each.
+    #[cfg(test)]
+    pub(crate) const ALL: [Self; 11] = [
+        Self::Lifetime,
+        Self::Restart,
+        Self::Missed,
+        Self::Expired,
+        Self::BadToken,
+        Self::NotAllowed,
+        Self::TooMany,
+        Self::Busy,
+        Self::Revoked,
+        Self::BadQuery,
+        Self::BadCommand,
+    ];
+
     pub(crate) const fn frame(self) -> (u16, &'static str) {
         match self {
             Self::Lifetime => (1001, "lifetime"),

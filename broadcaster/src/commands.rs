@@ -12,6 +12,38 @@ use crate::wish::Wish;
 /// Characters of a subscription's name.
 const NAME_CHARS: usize = 64;
 
+/// What a command is: its `type`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// Begin a subscription.
+    Subscribe,
+    /// End one.
+    Unsubscribe,
+    /// Go on by another token.
+    Auth,
+    /// Answer.
+    Ping,
+}
+
+impl Kind {
+    /// Every one that is known; `docs/asyncapi.json` describes each.
+    pub(crate) const ALL: [Self; 4] = [Self::Subscribe, Self::Unsubscribe, Self::Auth, Self::Ping];
+
+    /// The word a client says.
+    pub(crate) const fn word(self) -> &'static str {
+        match self {
+            Self::Subscribe => "subscribe",
+            Self::Unsubscribe => "unsubscribe",
+            Self::Auth => "auth",
+            Self::Ping => "ping",
+        }
+    }
+
+    fn of(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.word() == word)
+    }
+}
+
 /// A command that can be tried.
 #[derive(Debug, PartialEq)]
 pub(crate) enum Command {
@@ -48,20 +80,22 @@ impl Command {
             Some(sub) if !sub.is_empty() && sub.chars().count() <= NAME_CHARS => Ok(Arc::from(sub)),
             _ => Err("sub must be a text of 1 to 64 characters".to_owned()),
         };
-        let read = match kind.as_str() {
-            "ping" => return Ok(Self::Ping { id }),
-            "auth" => Auth::of(id.clone(), &members)
+        let Some(known) = Kind::of(&kind) else {
+            let detail = format!("{kind:?} is no command of this version");
+            return Err(Fault::Refused { id, code: "unknown_command", detail });
+        };
+        let read = match known {
+            Kind::Ping => return Ok(Self::Ping { id }),
+            Kind::Auth => Auth::of(id.clone(), &members)
                 .map(Self::Auth)
                 .ok_or_else(|| "token must be a text".to_owned()),
-            "unsubscribe" => name(&members).map(|sub| Self::Unsubscribe { id: id.clone(), sub }),
-            "subscribe" => name(&members).and_then(|sub| {
+            Kind::Unsubscribe => {
+                name(&members).map(|sub| Self::Unsubscribe { id: id.clone(), sub })
+            }
+            Kind::Subscribe => name(&members).and_then(|sub| {
                 let wish = Box::new(wish(audience, &members)?);
                 Ok(Self::Subscribe { id: id.clone(), sub, wish })
             }),
-            other => {
-                let detail = format!("{other:?} is no command of this version");
-                return Err(Fault::Refused { id, code: "unknown_command", detail });
-            }
         };
         read.map_err(|detail| Fault::Refused { id, code: "bad_command", detail })
     }
@@ -71,7 +105,7 @@ impl Auth {
     /// Reads the first message of a client that nobody knows yet; `None` when it is anything but this command.
     pub(crate) fn parse(text: &str) -> Option<Self> {
         let (kind, id, members) = parts(text)?;
-        Self::of(id, &members).filter(|_| kind == "auth")
+        Self::of(id, &members).filter(|_| Kind::of(&kind) == Some(Kind::Auth))
     }
 
     fn of(id: Value, members: &Map<String, Value>) -> Option<Self> {

@@ -10,6 +10,45 @@ use crate::parcel::{Form, Parcel};
 use crate::resume::{Start, Verdict};
 use crate::subscription::GapReason;
 
+/// What a frame is: its `type`, and the name of a server-sent event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// Where the stream begins.
+    Hello,
+    /// Events of a subscription, and the place after them.
+    Events,
+    /// Events are missing.
+    Gap,
+    /// The connection ends.
+    Goaway,
+    /// A command was done.
+    Ok,
+    /// A command was not done.
+    Error,
+    /// The answer to a ping.
+    Pong,
+}
+
+impl Kind {
+    /// Every one; `docs/asyncapi.json` describes each.
+    #[cfg(test)]
+    pub(crate) const ALL: [Self; 7] =
+        [Self::Hello, Self::Events, Self::Gap, Self::Goaway, Self::Ok, Self::Error, Self::Pong];
+
+    /// The word a client is told.
+    pub(crate) const fn word(self) -> &'static str {
+        match self {
+            Self::Hello => "hello",
+            Self::Events => "events",
+            Self::Gap => "gap",
+            Self::Goaway => "goaway",
+            Self::Ok => "ok",
+            Self::Error => "error",
+            Self::Pong => "pong",
+        }
+    }
+}
+
 /// Adds what a client is told of the place it came back with.
 fn told(mut frame: Value, verdict: Verdict) -> Value {
     if let Value::Object(members) = &mut frame {
@@ -32,7 +71,7 @@ pub(crate) fn hello_members(start: &Start, heartbeat_ms: u64) -> Value {
 }
 
 pub(crate) fn hello(start: &Start, heartbeat_ms: u64) -> String {
-    typed("hello", hello_members(start, heartbeat_ms))
+    typed(Kind::Hello, hello_members(start, heartbeat_ms))
 }
 
 /// One frame of these parcels, the same text for all subscriptions of that name that are shown the same.
@@ -55,7 +94,9 @@ pub(crate) fn moved(sub: &str, place: &Cursor) -> String {
 fn encode_events(sub: &str, parcels: &[Arc<Parcel>], place: &Cursor) -> String {
     let count: usize = parcels.iter().map(|parcel| parcel.bytes() + parcel.events.len()).sum();
     let mut frame = String::with_capacity(256 + sub.len() + count);
-    frame.push_str("{\"type\":\"events\",\"sub\":");
+    frame.push_str("{\"type\":\"");
+    frame.push_str(Kind::Events.word());
+    frame.push_str("\",\"sub\":");
     frame.push_str(&json!(sub).to_string());
     frame.push_str(",\"cursor\":\"");
     frame.push_str(&place.seal());
@@ -81,7 +122,7 @@ pub(crate) fn gap(sub: &str, reason: GapReason, place: &Cursor) -> String {
         "cursor": place.seal(),
         "missed": null,
     });
-    typed("gap", members)
+    typed(Kind::Gap, members)
 }
 
 /// The connection ends; a client goes on elsewhere from these places.
@@ -94,39 +135,40 @@ pub(crate) fn goaway<'a>(
     let main = cursors.get("main").cloned().unwrap_or_default();
     let members =
         json!({"reconnectAfterMs": reconnect_after_ms, "cursor": main, "cursors": cursors});
-    typed("goaway", members)
+    typed(Kind::Goaway, members)
 }
 
 /// A command was done.
 pub(crate) fn ok(id: &Value) -> String {
-    typed("ok", json!({"id": id}))
+    typed(Kind::Ok, json!({"id": id}))
 }
 
 /// A token counts from now on, until that time.
 pub(crate) fn authorized(id: &Value, expires_at_ms: Option<i64>) -> String {
-    typed("ok", json!({"id": id, "expiresAt": expires_at_ms}))
+    typed(Kind::Ok, json!({"id": id, "expiresAt": expires_at_ms}))
 }
 
 /// A subscription began.
 pub(crate) fn subscribed(id: &Value, sub: &str, start: &Start) -> String {
     let members = json!({"id": id, "sub": sub, "cursor": start.place.seal()});
-    typed("ok", told(members, start.verdict))
+    typed(Kind::Ok, told(members, start.verdict))
 }
 
 /// A command was not done.
 pub(crate) fn error(id: &Value, code: &str, detail: &str) -> String {
-    typed("error", json!({"id": id, "code": code, "detail": detail}))
+    typed(Kind::Error, json!({"id": id, "code": code, "detail": detail}))
 }
 
 pub(crate) fn pong(id: &Value) -> String {
     match id {
-        Value::Null => typed("pong", json!({})),
-        id => typed("pong", json!({"id": id})),
+        Value::Null => typed(Kind::Pong, json!({})),
+        id => typed(Kind::Pong, json!({"id": id})),
     }
 }
 
 /// The frame with `type` in front, where a person who reads a stream looks first.
-fn typed(name: &str, members: Value) -> String {
+fn typed(kind: Kind, members: Value) -> String {
+    let name = kind.word();
     let members = members.to_string();
     let rest = members.trim_start_matches('{');
     let comma = if rest == "}" { "" } else { "," };

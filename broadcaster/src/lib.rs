@@ -30,6 +30,8 @@ mod close;
 mod commands;
 mod cursor;
 mod delivery;
+#[cfg(test)]
+mod described;
 mod doors;
 mod ends;
 mod feed;

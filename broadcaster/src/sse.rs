@@ -18,7 +18,7 @@ use tokio::time::{Instant, sleep_until};
 use crate::access::Admitted;
 use crate::close::Close;
 use crate::delivery::{Delivery, Outgoing};
-use crate::frames::hello_members;
+use crate::frames::{Kind, hello_members};
 use crate::group::{Bell, wait_until};
 use crate::metrics::Open;
 use crate::parcel::{Form, Parcel};
@@ -130,7 +130,7 @@ impl Sse {
                 self.stream.metrics.gaps.with_label_values(&[reason.word()]).inc();
                 let cursor = self.delivery.place().seal();
                 let data = json!({"reason": reason.word(), "cursor": cursor, "missed": null});
-                named("gap", &data, Some(&cursor)).into()
+                named(Kind::Gap, &data, Some(&cursor)).into()
             }
         }
     }
@@ -150,7 +150,7 @@ impl Sse {
         self.stream.metrics.closes.with_label_values(&[&code.to_string()]).inc();
         if close == Close::Revoked {
             let data = json!({"code": code, "reason": reason});
-            return named("goaway", &data, None).into();
+            return named(Kind::Goaway, &data, None).into();
         }
         drop(self.delivery.moved());
         let cursor = self.delivery.place().seal();
@@ -158,15 +158,16 @@ impl Sse {
         let data = json!({
             "code": code, "reason": reason, "reconnectAfterMs": after_ms, "cursor": cursor,
         });
-        format!("retry: {after_ms}\n{}", named("goaway", &data, Some(&cursor))).into()
+        format!("retry: {after_ms}\n{}", named(Kind::Goaway, &data, Some(&cursor))).into()
     }
 }
 
 fn hello_message(start: &Start, heartbeat_ms: u64) -> String {
-    named("hello", &hello_members(start, heartbeat_ms), Some(&start.place.seal()))
+    named(Kind::Hello, &hello_members(start, heartbeat_ms), Some(&start.place.seal()))
 }
 
-fn named(name: &str, data: &Value, id: Option<&str>) -> String {
+fn named(kind: Kind, data: &Value, id: Option<&str>) -> String {
+    let name = kind.word();
     let id = id.map(|id| format!("id: {id}\n")).unwrap_or_default();
     format!("event: {name}\n{id}data: {data}\n\n")
 }

@@ -5,10 +5,13 @@ import assert from "node:assert/strict";
 
 import { chromium } from "playwright-core";
 
+import { PATIENCE_MS } from "../../clients/js/test/server.js";
+
 const EXECUTABLE = process.env.CHROMIUM ?? "/usr/bin/chromium";
 
 export async function launch() {
-  return chromium.launch({ executablePath: EXECUTABLE, args: ["--no-sandbox", "--js-flags=--expose-gc"] });
+  const args = ["--no-sandbox", "--js-flags=--expose-gc"];
+  return chromium.launch({ executablePath: EXECUTABLE, args, timeout: PATIENCE_MS });
 }
 
 /** A tab in a context of its own. */
@@ -19,6 +22,7 @@ export class Tab {
   static async open(browser, url, options = {}) {
     const tab = new Tab();
     tab.context = await browser.newContext({ viewport: { width: 1280, height: 900 }, ...options });
+    tab.context.setDefaultTimeout(PATIENCE_MS);
     tab.page = await tab.context.newPage();
     const { page, requests, complaints } = tab;
     page.on("request", (request) => requests.push(request.url()));
@@ -39,9 +43,9 @@ export class Tab {
   }
 
   /** Waits until an element's text matches. */
-  async says(id, pattern, timeout = 30_000) {
+  async says(id, pattern) {
     const matches = ([id, source]) => new RegExp(source, "s").test(document.getElementById(id)?.innerText);
-    await this.page.waitForFunction(matches, [id, pattern.source], { timeout, polling: 50 }).catch(async () => {
+    await this.page.waitForFunction(matches, [id, pattern.source], { polling: 50 }).catch(async () => {
       assert.match(await this.text(id), pattern);
     });
   }

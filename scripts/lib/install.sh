@@ -51,6 +51,7 @@ package_of() {
     venv) echo python3-venv ;;
     kubectl) echo kubernetes-client ;;
     cc) echo gcc libc6-dev ;;
+    chromium) echo chromium fonts-dejavu-core ;; # without a font it shows no letter
     *) echo "$1" ;; # the package is called as its command is
   esac
 }

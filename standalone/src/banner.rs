@@ -26,6 +26,7 @@ pub(crate) async fn print(context: &Context, address: SocketAddr) -> Result<(), 
     let text = format!(
         "\nPulseStream {version} is ready.\n\
          listening:     {scheme}://{address}\n\
+         live page:     {scheme}://{address}/\n\
          documentation: {scheme}://{address}/docs\n\
          data:          {data}\n\
          {about_key}\n\

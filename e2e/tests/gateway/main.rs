@@ -12,6 +12,7 @@ mod crashes;
 mod described;
 mod docs;
 mod doors;
+mod frames;
 mod hostile;
 mod idempotency;
 mod isolation;

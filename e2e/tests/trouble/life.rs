@@ -101,7 +101,7 @@ async fn a_second_sigterm_ends_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_first_start_prints_a_command_that_works() {
+async fn the_first_start_prints_a_command_that_works_and_where_the_live_page_is() {
     let folder = tempfile::tempdir().expect("a folder");
     let dir = folder.path().join("data").display().to_string();
     let settings = variables(&[("DATA_DIR", &dir)]);
@@ -115,6 +115,9 @@ async fn the_first_start_prints_a_command_that_works() {
     let bash = tokio::process::Command::new("bash").args(["-c", curl]).output().await;
     let answer = String::from_utf8(bash.expect("bash runs").stdout).expect("text");
     assert!(answer.starts_with("HTTP/1.1 202 "), "{answer}\n{banner}");
+    let page = banner.lines().find_map(|line| line.strip_prefix("live page:")).expect("a page");
+    let page = reqwest::get(page.trim()).await.expect("an answer").text().await.expect("text");
+    assert!(page.contains("<title>PulseStream live</title>"), "{page}\n{banner}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
