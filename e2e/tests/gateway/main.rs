@@ -15,6 +15,7 @@ mod doors;
 mod hostile;
 mod idempotency;
 mod isolation;
+mod latest;
 mod limits;
 mod live;
 mod manners;
