@@ -1,4 +1,5 @@
-//! When a subscription's events are sent: at once, or with one write a window.
+//! When a subscription's events are sent, and which: each at once, all with one write a window, or the
+//! newest of each device and type with one write a window.
 //!
 //! Windows of equal length end together, whoever asked for them and when: so their frames hold the same
 //! and are encoded once.
@@ -6,20 +7,29 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
+use prometheus::IntCounter;
 use tokio::time::Instant;
 
+use crate::conflate::conflate;
 use crate::cursor::Cursor;
 use crate::parcel::Parcel;
+use crate::snapshot::Values;
 use crate::subscription::{GapReason, Pulled, Subscription};
 use crate::wish::Mode;
 
 /// Bytes of events after which a write takes no more.
 const MOST_BYTES: usize = 128 * 1_024;
+/// Bytes of events looked through for the newest of one write. The more, the less is sent to a slow client,
+/// and the longer others on its thread wait.
+const MOST_LOOKED_THROUGH: usize = 512 * 1_024;
 
 /// What is to be sent now.
 pub(crate) enum Outgoing {
     /// With one write; never empty.
     Events(Vec<Arc<Parcel>>),
+    /// Newest values the store has, as the JSON of their events, and after the last of them the place.
+    Values(Vec<Bytes>, Option<Arc<Cursor>>),
     /// Events before the subscription's place will not come.
     Gap(GapReason),
 }
@@ -29,21 +39,42 @@ pub(crate) struct Delivery {
     pub(crate) subscription: Subscription,
     mode: Mode,
     begun_at: Instant,
+    /// Sent first.
+    values: Option<Values>,
     /// Found together with events that are sent first.
     gap: Option<GapReason>,
-    /// The place the client was told last.
-    told: Arc<Cursor>,
+    /// The place the client was told last; `None` until it has the values that come first.
+    told: Option<Arc<Cursor>>,
+    left_out: IntCounter,
 }
 
 impl Delivery {
-    /// `begun_at`: the moment from which windows are counted.
-    pub(crate) fn new(subscription: Subscription, mode: Mode, begun_at: Instant) -> Self {
-        let told = subscription.place().clone();
-        Self { subscription, mode, begun_at, gap: None, told }
+    /// `begun_at`: the moment from which windows are counted. `left_out` counts events for which newer ones
+    /// are sent.
+    pub(crate) fn new(
+        subscription: Subscription,
+        mode: Mode,
+        begun_at: Instant,
+        left_out: IntCounter,
+    ) -> Self {
+        let subscription = match mode {
+            Mode::Latest(_) => subscription.patient(),
+            Mode::Live | Mode::Window(_) => subscription,
+        };
+        let told = Some(subscription.place().clone());
+        Self { subscription, mode, begun_at, values: None, gap: None, told, left_out }
+    }
+
+    /// The same for a client that is sent these values first.
+    pub(crate) fn after(self, values: Values) -> Self {
+        Self { values: Some(values), told: None, ..self }
     }
 
     /// When something that waits is to be sent; `None` while nothing waits.
     pub(crate) fn due(&self) -> Option<Instant> {
+        if self.values.is_some() {
+            return Some(self.begun_at);
+        }
         let came_at = self.subscription.waiting_since()?;
         Some(match self.window() {
             None => came_at,
@@ -53,17 +84,38 @@ impl Delivery {
 
     /// What is to be sent now; `None` when nothing is.
     pub(crate) fn pull(&mut self, now: Instant) -> Option<Outgoing> {
+        if let Some(values) = self.values.take() {
+            return Some(self.send_values(values));
+        }
         if let Some(reason) = self.gap.take() {
             return Some(self.tell_gap(reason));
         }
+        let parcels = match self.gather(now) {
+            Ok(parcels) => parcels,
+            Err(reason) => return Some(self.tell_gap(reason)),
+        };
+        self.told = Some(parcels.last()?.place.clone());
+        Some(Outgoing::Events(match self.mode {
+            Mode::Live | Mode::Window(_) => parcels,
+            Mode::Latest(_) => self.newest_of(&parcels),
+        }))
+    }
+
+    /// What one write takes in; a gap when that is all there is.
+    fn gather(&mut self, now: Instant) -> Result<Vec<Arc<Parcel>>, GapReason> {
         let before = self.window().map(|window| self.last_end(now, window));
+        let most_bytes = match self.mode {
+            // Each parcel is a write: what is sent to many is then the same.
+            Mode::Live => 1,
+            Mode::Window(window) if window.is_zero() => 1,
+            Mode::Window(_) => MOST_BYTES,
+            Mode::Latest(_) => MOST_LOOKED_THROUGH,
+        };
         let (mut parcels, mut bytes) = (Vec::new(), 0);
-        while bytes < MOST_BYTES {
+        while bytes < most_bytes {
             match self.subscription.pull(before) {
                 None => break,
-                Some(Pulled::Gap(reason)) if parcels.is_empty() => {
-                    return Some(self.tell_gap(reason));
-                }
+                Some(Pulled::Gap(reason)) if parcels.is_empty() => return Err(reason),
                 Some(Pulled::Gap(reason)) => {
                     self.gap = Some(reason);
                     break;
@@ -73,40 +125,56 @@ impl Delivery {
                     parcels.push(parcel);
                 }
             }
-            // Live, each parcel is a write: what is sent to many is then the same.
-            if before.is_none() {
-                break;
-            }
         }
-        self.told = parcels.last()?.place.clone();
-        Some(Outgoing::Events(parcels))
+        Ok(parcels)
+    }
+
+    fn newest_of(&self, parcels: &[Arc<Parcel>]) -> Vec<Arc<Parcel>> {
+        let newest = conflate(parcels);
+        let left_out = newest.as_ref().and_then(|newest| newest.left_out).unwrap_or(0);
+        self.left_out.inc_by(left_out as u64);
+        newest.into_iter().collect()
+    }
+
+    fn send_values(&mut self, mut values: Values) -> Outgoing {
+        let next = values.next(MOST_BYTES);
+        if values.is_empty() {
+            self.told = Some(self.subscription.place().clone());
+        } else {
+            self.values = Some(values);
+        }
+        Outgoing::Values(next, self.told.clone())
     }
 
     /// The place, when it moved since the client was told one and nothing is to be sent.
     pub(crate) fn moved(&mut self) -> Option<Arc<Cursor>> {
-        self.subscription.settle();
-        let place = self.subscription.place();
-        if *place == self.told || self.gap.is_some() {
+        if self.values.is_some() {
             return None;
         }
-        self.told = place.clone();
-        Some(place.clone())
+        self.subscription.settle();
+        let place = self.subscription.place();
+        if self.told.as_ref() == Some(place) || self.gap.is_some() {
+            return None;
+        }
+        self.told = Some(place.clone());
+        self.told.clone()
     }
 
-    /// The place up to which the client has everything.
-    pub(crate) fn place(&self) -> &Arc<Cursor> {
-        &self.told
+    /// The place up to which the client has everything; `None` while it does not have the values that come
+    /// first.
+    pub(crate) fn place(&self) -> Option<&Arc<Cursor>> {
+        self.told.as_ref()
     }
 
     fn tell_gap(&mut self, reason: GapReason) -> Outgoing {
-        self.told = self.subscription.place().clone();
+        self.told = Some(self.subscription.place().clone());
         Outgoing::Gap(reason)
     }
 
     fn window(&self) -> Option<Duration> {
         match self.mode {
-            Mode::Window(window) if !window.is_zero() => Some(window),
-            Mode::Window(_) | Mode::Live => None,
+            Mode::Window(window) | Mode::Latest(window) if !window.is_zero() => Some(window),
+            Mode::Window(_) | Mode::Latest(_) | Mode::Live => None,
         }
     }
 

@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use crate::close::Close;
 use crate::resume::Verdict;
+use crate::snapshot::Without;
 use crate::subscription::GapReason;
 use crate::{commands, frames};
 
@@ -41,6 +42,10 @@ fn every_reason_is_named() {
     let gap = description("/components/schemas/GapReason");
     for reason in GapReason::ALL.map(GapReason::word) {
         assert!(gap.contains(&format!("`{reason}`")), "{reason}");
+    }
+    let without = description("/components/schemas/SnapshotReason");
+    for reason in Without::ALL.map(Without::word) {
+        assert!(without.contains(&format!("`{reason}`")), "{reason}");
     }
 }
 

@@ -162,6 +162,9 @@ impl Framed {
                 let Some(outgoing) = sub.delivery.pull(now) else { break };
                 let frame = match outgoing {
                     Outgoing::Events(parcels) => frames::events(&sub.name, &parcels),
+                    Outgoing::Values(values, place) => {
+                        frames::values(&sub.name, &values, place.as_deref()).into()
+                    }
                     Outgoing::Gap(reason) => {
                         self.stream.metrics.gaps.with_label_values(&[reason.word()]).inc();
                         frames::gap(&sub.name, reason, sub.delivery.place()).into()
@@ -267,7 +270,7 @@ impl Framed {
         wish: Wish,
     ) -> Result<String, Problem> {
         let wish = self.admitted.grant.narrow(wish)?;
-        let start = self.stream.judge(&wish.from, "framed").await?;
+        let start = self.stream.judge(&wish, "framed").await?;
         let answer = frames::subscribed(id, &sub, &start);
         self.add(sub, wish, start);
         Ok(answer)

@@ -3,11 +3,13 @@
 use std::sync::Arc;
 
 use axum::extract::ws::Utf8Bytes;
+use bytes::Bytes;
 use serde_json::{Map, Value, json};
 
 use crate::cursor::Cursor;
 use crate::parcel::{Form, Parcel};
-use crate::resume::{Start, Verdict};
+use crate::resume::Start;
+use crate::snapshot::Opening;
 use crate::subscription::GapReason;
 
 /// What a frame is: its `type`, and the name of a server-sent event.
@@ -49,25 +51,34 @@ impl Kind {
     }
 }
 
-/// Adds what a client is told of the place it came back with.
-fn told(mut frame: Value, verdict: Verdict) -> Value {
+/// Adds what a client is told of the place it came back with, and of the values it begins with.
+fn told(mut frame: Value, start: &Start) -> Value {
     if let Value::Object(members) = &mut frame {
-        members.insert("recovered".to_owned(), json!(verdict.recovered()));
-        if let Some(reason) = verdict.reason() {
+        members.insert("cursor".to_owned(), json!(start.cursor()));
+        members.insert("recovered".to_owned(), json!(start.verdict.recovered()));
+        if let Some(reason) = start.verdict.reason() {
             members.insert("reason".to_owned(), json!(reason));
         }
+        members.extend(opening_members(&start.opening));
     }
     frame
 }
 
+/// `snapshot`: true when the newest values follow, false when they were asked for in vain.
+pub(crate) fn opening_members(opening: &Opening) -> Map<String, Value> {
+    let (follows, reason) = match opening {
+        Opening::Place => return Map::new(),
+        Opening::Values(_) => (true, None),
+        Opening::Without(reason) => (false, Some(reason.word())),
+    };
+    let snapshot = ("snapshot".to_owned(), json!(follows));
+    let reason = reason.map(|reason| ("snapshotReason".to_owned(), json!(reason)));
+    [snapshot].into_iter().chain(reason).collect()
+}
+
 /// The first thing a client is told; without `type`, as server-sent events have it.
 pub(crate) fn hello_members(start: &Start, heartbeat_ms: u64) -> Value {
-    let members = json!({
-        "epoch": start.place.epoch,
-        "cursor": start.place.seal(),
-        "heartbeatMs": heartbeat_ms,
-    });
-    told(members, start.verdict)
+    told(json!({"epoch": start.place.epoch, "heartbeatMs": heartbeat_ms}), start)
 }
 
 pub(crate) fn hello(start: &Start, heartbeat_ms: u64) -> String {
@@ -86,26 +97,37 @@ pub(crate) fn events(sub: &Arc<str>, parcels: &[Arc<Parcel>]) -> Utf8Bytes {
     encode_events(sub, parcels, &last.place).into()
 }
 
+/// Newest values the store has; the place comes with the last of them.
+pub(crate) fn values(sub: &str, values: &[Bytes], place: Option<&Cursor>) -> String {
+    encode(sub, values.iter(), place)
+}
+
 /// A heartbeat: no events, but a place that moved.
 pub(crate) fn moved(sub: &str, place: &Cursor) -> String {
     encode_events(sub, &[], place)
 }
 
 fn encode_events(sub: &str, parcels: &[Arc<Parcel>], place: &Cursor) -> String {
-    let count: usize = parcels.iter().map(|parcel| parcel.bytes() + parcel.events.len()).sum();
-    let mut frame = String::with_capacity(256 + sub.len() + count);
+    let events = parcels.iter().flat_map(|parcel| &parcel.events);
+    encode(sub, events.map(|event| &event.json), Some(place))
+}
+
+fn encode<'a>(
+    sub: &str,
+    events: impl Iterator<Item = &'a Bytes> + Clone,
+    place: Option<&Cursor>,
+) -> String {
+    let bytes: usize = events.clone().map(|json| json.len() + 1).sum();
+    let mut frame = String::with_capacity(256 + sub.len() + bytes);
     frame.push_str("{\"type\":\"");
     frame.push_str(Kind::Events.word());
     frame.push_str("\",\"sub\":");
     frame.push_str(&json!(sub).to_string());
-    frame.push_str(",\"cursor\":\"");
-    frame.push_str(&place.seal());
-    frame.push_str("\",\"events\":[");
-    let events = parcels.iter().flat_map(|parcel| &parcel.events);
+    frame.push_str(",\"cursor\":");
+    frame.push_str(&json!(place.map(Cursor::seal)).to_string());
+    frame.push_str(",\"events\":[");
     // An event is JSON on one line, as the log has it.
-    for (index, json) in
-        events.filter_map(|event| std::str::from_utf8(&event.json).ok()).enumerate()
-    {
+    for (index, json) in events.filter_map(|json| std::str::from_utf8(json).ok()).enumerate() {
         if index > 0 {
             frame.push(',');
         }
@@ -115,11 +137,11 @@ fn encode_events(sub: &str, parcels: &[Arc<Parcel>], place: &Cursor) -> String {
     frame
 }
 
-pub(crate) fn gap(sub: &str, reason: GapReason, place: &Cursor) -> String {
+pub(crate) fn gap(sub: &str, reason: GapReason, place: Option<&Arc<Cursor>>) -> String {
     let members = json!({
         "sub": sub,
         "reason": reason.word(),
-        "cursor": place.seal(),
+        "cursor": place.map(|place| place.seal()),
         "missed": null,
     });
     typed(Kind::Gap, members)
@@ -128,10 +150,10 @@ pub(crate) fn gap(sub: &str, reason: GapReason, place: &Cursor) -> String {
 /// The connection ends; a client goes on elsewhere from these places.
 pub(crate) fn goaway<'a>(
     reconnect_after_ms: u64,
-    places: impl Iterator<Item = (&'a Arc<str>, &'a Arc<Cursor>)>,
+    places: impl Iterator<Item = (&'a Arc<str>, Option<&'a Arc<Cursor>>)>,
 ) -> String {
-    let cursors: Map<_, _> =
-        places.map(|(sub, place)| (sub.to_string(), json!(place.seal()))).collect();
+    let sealed = |place: Option<&Arc<Cursor>>| json!(place.map(|place| place.seal()));
+    let cursors: Map<_, _> = places.map(|(sub, place)| (sub.to_string(), sealed(place))).collect();
     let main = cursors.get("main").cloned().unwrap_or_default();
     let members =
         json!({"reconnectAfterMs": reconnect_after_ms, "cursor": main, "cursors": cursors});
@@ -150,8 +172,7 @@ pub(crate) fn authorized(id: &Value, expires_at_ms: Option<i64>) -> String {
 
 /// A subscription began.
 pub(crate) fn subscribed(id: &Value, sub: &str, start: &Start) -> String {
-    let members = json!({"id": id, "sub": sub, "cursor": start.place.seal()});
-    typed(Kind::Ok, told(members, start.verdict))
+    typed(Kind::Ok, told(json!({"id": id, "sub": sub}), start))
 }
 
 /// A command was not done.
@@ -182,6 +203,8 @@ mod tests {
 
     use super::*;
     use crate::range::tests::event;
+    use crate::resume::Verdict;
+    use crate::snapshot::Without;
 
     fn place() -> Arc<Cursor> {
         Arc::new(Cursor { epoch: Uuid::from_u128(1), next: [3].into() })
@@ -220,7 +243,7 @@ mod tests {
 
     #[test]
     fn the_other_frames_begin_with_their_type() {
-        let start = |verdict| Start { place: Cursor::clone(&place()), verdict };
+        let start = |verdict| Start::at(Cursor::clone(&place()), verdict);
         let frame = hello(&start(Verdict::FromNow), 25_000);
         assert!(frame.starts_with("{\"type\":\"hello\",") && read(&frame)["recovered"].is_null());
         let lost = Verdict::Lost(crate::resume::Lost::Expired);
@@ -228,10 +251,23 @@ mod tests {
         assert_eq!((&frame["recovered"], &frame["reason"]), (&json!(false), &json!("expired")));
         assert_eq!(pong(&Value::Null), "{\"type\":\"pong\"}");
         let (sub, place) = (Arc::from("main"), place());
-        let frame = read(&goaway(5, [(&sub, &place)].into_iter()));
+        let frame = read(&goaway(5, [(&sub, Some(&place))].into_iter()));
         assert_eq!(
             (&frame["cursor"], &frame["cursors"]["main"]),
             (&json!(place.seal()), &frame["cursor"])
         );
+    }
+
+    #[test]
+    fn values_name_a_place_only_when_all_of_them_were_sent() {
+        let json = [Bytes::from_static(b"{\"value\":1}"), Bytes::from_static(b"{\"value\":2}")];
+        let frame = read(&values("main", &json, None));
+        assert_eq!((&frame["cursor"], &frame["events"][1]["value"]), (&Value::Null, &json!(2)));
+        assert_eq!(read(&values("main", &[], Some(&place())))["cursor"], place().seal());
+        let opening = Opening::Without(Without::Busy);
+        let start = Start { opening, ..Start::at(Cursor::clone(&place()), Verdict::FromNow) };
+        let frame = read(&hello(&start, 25_000));
+        assert_eq!((&frame["snapshot"], &frame["cursor"]), (&json!(false), &json!(place().seal())));
+        assert_eq!(frame["snapshotReason"], "busy");
     }
 }

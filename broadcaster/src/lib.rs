@@ -7,7 +7,7 @@
 //! That is the plain WebSocket. Everything newer reads from `feed`, where the hub writes too: `ring` (what
 //! was shown lately) and `group` (what those who ask for the same wait for), behind them the log in
 //! `blocks`. A `subscription` reads there in its own time, from a `cursor` that `resume` has judged;
-//! `framed`, `sse` and `poll` send what it finds.
+//! `framed`, `sse` and `poll` send what it finds, all of it or what `conflate` leaves of it.
 
 use std::sync::Arc;
 
@@ -28,6 +28,7 @@ mod catch_up;
 mod chain;
 mod close;
 mod commands;
+mod conflate;
 mod cursor;
 mod delivery;
 #[cfg(test)]
@@ -59,6 +60,7 @@ mod relay;
 mod repeats;
 mod resume;
 mod ring;
+mod snapshot;
 mod socket;
 mod sse;
 mod stats;
@@ -106,6 +108,7 @@ pub async fn build(context: Context, keyring: Arc<Keyring>) -> Result<Routes, Op
         registry,
         feed,
         ends,
+        snapshots: snapshot::Snapshots::new(context.engine.query.clone(), &context.config),
         metrics,
         config: context.config.live.clone(),
         drain: context.shutdown.drain.clone(),

@@ -7,6 +7,7 @@ use pulsestream_shared::service::Context;
 
 use crate::load::Load;
 use crate::resume::Verdict;
+use crate::snapshot::Without;
 use crate::subscription::GapReason;
 
 /// The broadcaster's metrics; all without the prefix `pulsestream_`.
@@ -35,6 +36,10 @@ pub(crate) struct LiveMetrics {
     pub(crate) resumes: IntCounterVec,
     /// Gaps subscribers were told of, by reason.
     pub(crate) gaps: IntCounterVec,
+    /// Events for which a subscriber was sent a newer one of the same device and type.
+    pub(crate) conflated: IntCounter,
+    /// Streams that were to begin with the newest values, by what became of that.
+    pub(crate) snapshots: IntCounterVec,
     /// Time from acceptance to a later stage.
     pub(crate) freshness: HistogramVec,
     /// What subscribers hold now.
@@ -44,6 +49,9 @@ pub(crate) struct LiveMetrics {
 /// The transport without a place, and all of them.
 const PLAIN: &str = "websocket";
 const TRANSPORTS: [&str; 4] = [PLAIN, "framed", "sse", "poll"];
+
+/// The outcome of a snapshot that was had.
+pub(crate) const SENT: &str = "sent";
 
 /// Why streams are refused, most of the time.
 const REFUSED: [Code; 8] = [
@@ -126,6 +134,15 @@ impl LiveMetrics {
                 "Gaps that subscribers were told of, by reason.",
                 &["reason"],
             ),
+            conflated: metrics.counter(
+                "live_conflated_total",
+                "Events for which a subscriber was sent a newer one of the same device and type.",
+            ),
+            snapshots: metrics.counters(
+                "live_snapshots_total",
+                "Streams that were to begin with the newest values, by outcome.",
+                &["outcome"],
+            ),
             freshness: context.freshness.clone(),
             load,
         };
@@ -139,6 +156,10 @@ impl LiveMetrics {
         }
         for reason in GapReason::ALL {
             new.gaps.with_label_values(&[reason.word()]);
+        }
+        new.snapshots.with_label_values(&[SENT]);
+        for without in Without::ALL {
+            new.snapshots.with_label_values(&[without.word()]);
         }
         for code in REFUSED {
             new.refusals.with_label_values(&[code.as_str()]);

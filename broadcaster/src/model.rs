@@ -30,6 +30,8 @@ use crate::subscription::{Pulled, Subscription};
 
 const PARTITIONS: usize = 2;
 const CLIENTS: usize = 3;
+/// The client that may lag.
+const PATIENT: usize = 2;
 const WINDOW: Duration = Duration::from_secs(120);
 
 /// A log in memory, of one time: every repeat is within the window.
@@ -282,7 +284,10 @@ impl World {
         };
         let bell = Bell::default();
         viewer.cursor = Some(place.clone());
-        let subscription = self.feed.subscribe(viewer.filter.clone(), place, bell.clone());
+        let mut subscription = self.feed.subscribe(viewer.filter.clone(), place, bell.clone());
+        if number == PATIENT {
+            subscription = subscription.patient();
+        }
         viewer.subscription = Some((subscription, bell));
     }
 
@@ -404,6 +409,18 @@ fn a_client_that_comes_back_late_reads_what_the_ring_has_no_more_from_the_log() 
     }
     let world = live(&ops);
     assert_eq!((world.viewers[0].gaps, world.viewers[0].seen[0].len()), (0, 30));
+}
+
+#[test]
+fn a_patient_client_that_does_not_read_while_it_is_live_gets_all_of_it_late() {
+    let made = |id| Made { id, client: true, cpu: true, skip: false };
+    let mut ops = vec![Op::Connect(PATIENT), Op::Pull(PATIENT, 1)];
+    for id in 0..30 {
+        ops.extend([Op::Append(1, made(id)), Op::Repair(1)]);
+    }
+    let world = live(&ops);
+    let viewer = &world.viewers[PATIENT];
+    assert_eq!((viewer.gaps, viewer.seen[1].len()), (0, 30));
 }
 
 #[test]

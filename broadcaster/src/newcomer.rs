@@ -94,7 +94,7 @@ impl Newcomer {
         let admitted = Admitted::new(grant, arrival)?;
         let grant = &admitted.grant;
         let wish = grant.narrow(Wish::parse(grant.audience, &query)?)?;
-        let start = stream.judge(&wish.from, "framed").await?;
+        let start = stream.judge(&wish, "framed").await?;
         drop(place);
         Ok(Framed::new(stream, admitted, wish, start).answering(&auth.id))
     }

@@ -1,5 +1,5 @@
 //! What a subscription is shown at once: events of one partition in offset order, and the place after
-//! them.
+//! them; or, of several such, the newest of each device and type, and the place after all.
 //!
 //! Parcels of a group are shared by all its subscriptions, and so is what they look like on the wire:
 //! it is encoded by whoever sends it first.
@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use crate::cursor::Cursor;
 use crate::range::LiveEvent;
 
-/// Encoded forms kept of one parcel: names of subscriptions are the clients' own, and many of them must
+/// Encoded forms kept of one parcel, and conflations that end with it: names of subscriptions are the clients' own, and many of them must
 /// not make one parcel large.
 const FORMS: usize = 4;
 
@@ -39,7 +39,11 @@ pub(crate) struct Parcel {
     pub(crate) lost: bool,
     /// It stands in a group's queue as it is: every subscription there is shown the same.
     pub(crate) shared: bool,
+    /// Of the newest of several parcels: how many events were left out for them.
+    pub(crate) left_out: Option<usize>,
     forms: Mutex<Vec<(Form, Utf8Bytes)>>,
+    /// The newest of the parcels from the one of that number to this one.
+    conflated: Mutex<Vec<(u64, Arc<Parcel>)>>,
 }
 
 impl Parcel {
@@ -49,8 +53,9 @@ impl Parcel {
         events: Vec<LiveEvent>,
         place: Arc<Cursor>,
     ) -> Self {
-        let forms = Mutex::default();
-        Self { seq, at, partition, events, place, lost: false, shared: false, forms }
+        let (lost, shared, left_out) = (false, false, None);
+        let (forms, conflated) = (Mutex::default(), Mutex::default());
+        Self { seq, at, partition, events, place, lost, shared, left_out, forms, conflated }
     }
 
     /// One for a group's queue.
@@ -69,13 +74,21 @@ impl Parcel {
         Self { lost: self.lost, ..cut }
     }
 
-    /// The place after one of its events.
-    pub(crate) fn place_after(&self, index: usize) -> Cursor {
+    /// These events are the newest of this parcel and others before it.
+    pub(crate) fn newest(&self, events: Vec<LiveEvent>, left_out: usize) -> Self {
+        let newest = self.cut(events, self.place.clone());
+        Self { left_out: Some(left_out), ..newest }
+    }
+
+    /// The place after one of its events; `None` where there is none because a newer one of another
+    /// device may still follow.
+    pub(crate) fn place_after(&self, index: usize) -> Option<Cursor> {
         match self.events.get(index) {
             Some(event) if index + 1 < self.events.len() => {
-                self.place.with(self.partition, event.offset + 1)
+                let place = || self.place.with(self.partition, event.offset + 1);
+                self.left_out.is_none().then(place)
             }
-            _ => Cursor::clone(&self.place),
+            _ => Some(Cursor::clone(&self.place)),
         }
     }
 
@@ -95,5 +108,19 @@ impl Parcel {
             forms.push((form.clone(), text.clone()));
         }
         text
+    }
+
+    /// The newest of the parcels from the one of number `from` to this one; made by `conflate` the first
+    /// time.
+    pub(crate) fn conflated(&self, from: u64, conflate: impl FnOnce() -> Self) -> Arc<Self> {
+        let mut conflated = self.conflated.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, known)) = conflated.iter().find(|(known, _)| *known == from) {
+            return known.clone();
+        }
+        let newest = Arc::new(conflate());
+        if conflated.len() < FORMS {
+            conflated.push((from, newest.clone()));
+        }
+        newest
     }
 }

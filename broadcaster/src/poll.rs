@@ -1,6 +1,7 @@
 //! `GET /v1/stream/poll`: what follows a cursor, waited for if nothing does yet.
 //!
-//! Without a cursor it answers at once with the present one and no events: the place to begin at.
+//! Without a cursor it answers at once with the present one and no events: the place to begin at. With
+//! `mode=latest` it then answers the newest values, and later of what followed the newest.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,15 +9,18 @@ use std::time::Duration;
 use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse as _, Response};
 use pulsestream_shared::problem::{Code, Problem};
+use serde_json::{Map, Value, json};
 use tokio::time::{Instant, sleep_until};
 
 use crate::access::Admitted;
 use crate::cursor::Cursor;
 use crate::delivery::{Delivery, Outgoing};
 use crate::filter::faults;
+use crate::frames::opening_members;
 use crate::group::{Bell, wait_until};
 use crate::parcel::Parcel;
 use crate::resume::{Start, Verdict};
+use crate::snapshot::Opening;
 use crate::stream::Stream;
 use crate::wish::{Mode, Wish};
 
@@ -74,13 +78,16 @@ pub(crate) async fn answer(
     start: Start,
     terms: Terms,
 ) -> Response {
-    let verdict = start.verdict;
-    if verdict != Verdict::Recovered {
-        return render(&start.place, verdict.recovered(), verdict.reason(), "");
+    if start.verdict != Verdict::Recovered {
+        return begin(start);
     }
     let _open = stream.metrics.open("poll");
     let bell = Bell::default();
-    let delivery = stream.subscribe(Wish { mode: Mode::Live, ..wish }, start, &bell);
+    let mode = match wish.mode {
+        Mode::Latest(_) => Mode::Latest(Duration::ZERO),
+        Mode::Live | Mode::Window(_) => Mode::Live,
+    };
+    let delivery = stream.subscribe(Wish { mode, ..wish }, start, &bell);
     let begun_at = Instant::now();
     let mut page = Page { delivery, terms, begun_at, json: String::new(), count: 0, end: None };
     let ended = admitted.grant.ended();
@@ -133,7 +140,7 @@ impl Page {
     /// Takes what is there, up to the limit.
     fn take(&mut self) {
         while self.end.is_none() {
-            let place = self.delivery.place().clone();
+            let place = self.delivery.place().cloned();
             match self.delivery.pull(Instant::now()) {
                 None => return,
                 Some(Outgoing::Events(parcels)) => {
@@ -141,8 +148,10 @@ impl Page {
                 }
                 // What came before it is answered first; the next answer begins with the gap.
                 Some(Outgoing::Gap(_)) if self.count > 0 => {
-                    self.end = Some(End::Full(Cursor::clone(&place)));
+                    self.end = place.map(|place| End::Full(Cursor::clone(&place)));
                 }
+                // Values come at the beginning, and that is answered otherwise.
+                Some(Outgoing::Values(..)) => {}
                 Some(Outgoing::Gap(reason)) => self.end = Some(End::Gap(reason.word())),
             }
         }
@@ -157,40 +166,62 @@ impl Page {
             }
             self.json.push_str(json);
             self.count += 1;
-            if self.count >= self.terms.limit || self.json.len() > MOST_BYTES {
-                self.end = Some(End::Full(parcel.place_after(index)));
+            let full = self.count >= self.terms.limit || self.json.len() > MOST_BYTES;
+            // Newest values have a place together, so all of them are answered.
+            if full && let Some(place) = parcel.place_after(index) {
+                self.end = Some(End::Full(place));
                 return;
             }
         }
     }
 
     fn render(mut self, stream: &Stream) -> Response {
+        let (mut told, mut place) = (Told { recovered: Some(true), ..Told::default() }, None);
         match self.end.take() {
             Some(End::Gap(reason)) => {
                 stream.metrics.gaps.with_label_values(&[reason]).inc();
-                render(self.delivery.place(), Some(false), Some(reason), "")
+                told = Told { recovered: Some(false), reason: Some(reason), ..told };
             }
-            Some(End::Full(place)) => render(&place, Some(true), None, &self.json),
-            None => {
-                drop(self.delivery.moved());
-                render(self.delivery.place(), Some(true), None, &self.json)
-            }
+            Some(End::Full(full)) => place = Some(full),
+            None => drop(self.delivery.moved()),
         }
+        render(place.as_ref().or(self.delivery.place().map(Arc::as_ref)), told, &self.json)
     }
 }
 
-fn render(
-    place: &Cursor,
+/// The answer to who has no place to go on from.
+fn begin(start: Start) -> Response {
+    let (recovered, reason) = (start.verdict.recovered(), start.verdict.reason());
+    let told = Told { recovered, reason, more: opening_members(&start.opening) };
+    let mut json = String::new();
+    if let Opening::Values(values) = start.opening {
+        let values: Vec<_> = values.rest().collect();
+        let texts = values.iter().filter_map(|json| std::str::from_utf8(json).ok());
+        texts.for_each(|text| {
+            json.push_str(if json.is_empty() { "" } else { "," });
+            json.push_str(text);
+        });
+    }
+    render(Some(&start.place), told, &json)
+}
+
+/// What an answer says beside its cursor and its events.
+#[derive(Default)]
+struct Told {
     recovered: Option<bool>,
     reason: Option<&'static str>,
-    events: &str,
-) -> Response {
-    let recovered = recovered.map_or("null".to_owned(), |yes| yes.to_string());
-    let reason = reason.map(|reason| format!(",\"reason\":\"{reason}\"")).unwrap_or_default();
-    let cursor = place.seal();
-    let json = format!(
-        "{{\"cursor\":\"{cursor}\",\"recovered\":{recovered}{reason},\"events\":[{events}]}}"
-    );
+    more: Map<String, Value>,
+}
+
+fn render(place: Option<&Cursor>, told: Told, events: &str) -> Response {
+    let cursor = json!(place.map(Cursor::seal));
+    let recovered = json!(told.recovered);
+    let mut json = format!("{{\"cursor\":{cursor},\"recovered\":{recovered}");
+    let reason = told.reason.map(|reason| ("reason".to_owned(), json!(reason)));
+    for (name, value) in reason.into_iter().chain(told.more) {
+        json.push_str(&format!(",\"{name}\":{value}"));
+    }
+    json.push_str(&format!(",\"events\":[{events}]}}"));
     let headers = [
         (header::CONTENT_TYPE, HeaderValue::from_static("application/json")),
         (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),

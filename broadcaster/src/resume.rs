@@ -8,6 +8,7 @@ use crate::catch_up::MOST_RECORDS;
 use crate::cursor::{Cursor, CursorFault};
 use crate::ends::Ends;
 use crate::feed::Feed;
+use crate::snapshot::Opening;
 
 /// Where a client wants to begin.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -111,11 +112,26 @@ impl Verdict {
     }
 }
 
-/// Where a subscription begins.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// Where a subscription begins, and with what.
 pub(crate) struct Start {
     pub(crate) place: Cursor,
     pub(crate) verdict: Verdict,
+    pub(crate) opening: Opening,
+}
+
+impl Start {
+    pub(crate) fn at(place: Cursor, verdict: Verdict) -> Self {
+        Self { place, verdict, opening: Opening::Place }
+    }
+
+    /// The cursor a client is told at once. Where values come first the cursor comes after them: who broke
+    /// off before has nothing to go on from.
+    pub(crate) fn cursor(&self) -> Option<String> {
+        match self.opening {
+            Opening::Values(_) => None,
+            Opening::Place | Opening::Without(_) => Some(self.place.seal()),
+        }
+    }
 }
 
 /// Finds the place.
@@ -131,33 +147,33 @@ pub(crate) async fn judge(from: &From, feed: &Feed, ends: &Ends) -> Result<Start
     let at = |next: Vec<Offset>| Cursor { epoch: head.epoch, next: next.into() };
     let now = at(bounds.iter().map(|bounds| bounds.next).collect());
     let asked = match from {
-        From::Now => return Ok(Start { place: now, verdict: Verdict::FromNow }),
+        From::Now => return Ok(Start::at(now, Verdict::FromNow)),
         From::Earliest => Ok(at(bounds.iter().map(|bounds| bounds.first).collect())),
         From::Cursor(text) => Cursor::open(text),
     };
     let held = |place: &Cursor| feed.step_before(place).is_some();
     Ok(match asked.map_err(Lost::from).and_then(|place| weigh(place, &head, &bounds, held)) {
-        Ok(place) => Start { place, verdict: Verdict::Recovered },
-        Err(lost) => Start { place: now, verdict: Verdict::Lost(lost) },
+        Ok(place) => Start::at(place, Verdict::Recovered),
+        Err(lost) => Start::at(now, Verdict::Lost(lost)),
     })
 }
 
 /// A place the ring holds needs no look into the log, nor does the present.
 fn without_bounds(from: &From, feed: &Feed, head: &Cursor) -> Option<Start> {
     let text = match from {
-        From::Now => return Some(Start { place: head.clone(), verdict: Verdict::FromNow }),
+        From::Now => return Some(Start::at(head.clone(), Verdict::FromNow)),
         From::Earliest => return None,
         From::Cursor(text) => text,
     };
     let verdict = match Cursor::open(text) {
         Ok(place) if place.epoch == head.epoch && place.next.len() == head.next.len() => {
             let held = head.covers(&place) && feed.step_before(&place).is_some();
-            return held.then_some(Start { place, verdict: Verdict::Recovered });
+            return held.then(|| Start::at(place, Verdict::Recovered));
         }
         Ok(_) => Lost::OtherEpoch,
         Err(fault) => Lost::from(fault),
     };
-    Some(Start { place: head.clone(), verdict: Verdict::Lost(verdict) })
+    Some(Start::at(head.clone(), Verdict::Lost(verdict)))
 }
 
 pub(crate) fn weigh(

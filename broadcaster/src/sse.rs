@@ -1,7 +1,7 @@
 //! `GET /v1/stream/sse`: server-sent events.
 //!
 //! First `event: hello`; then each event is one unnamed message whose `id` is the cursor after it, so that
-//! a break anywhere repeats nothing. The body pulls: what the client does not take is not made.
+//! a break anywhere repeats nothing. Of newest values sent together the last one has the `id`. The body pulls: what the client does not take is not made.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -17,6 +17,7 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::access::Admitted;
 use crate::close::Close;
+use crate::cursor::Cursor;
 use crate::delivery::{Delivery, Outgoing};
 use crate::frames::{Kind, hello_members};
 use crate::group::{Bell, wait_until};
@@ -126,11 +127,12 @@ impl Sse {
                     .collect::<String>()
                     .into(),
             },
+            Outgoing::Values(values, place) => value_messages(&values, place.as_deref()).into(),
             Outgoing::Gap(reason) => {
                 self.stream.metrics.gaps.with_label_values(&[reason.word()]).inc();
-                let cursor = self.delivery.place().seal();
+                let cursor = self.cursor();
                 let data = json!({"reason": reason.word(), "cursor": cursor, "missed": null});
-                named(Kind::Gap, &data, Some(&cursor)).into()
+                named(Kind::Gap, &data, cursor.as_deref()).into()
             }
         }
     }
@@ -153,17 +155,21 @@ impl Sse {
             return named(Kind::Goaway, &data, None).into();
         }
         drop(self.delivery.moved());
-        let cursor = self.delivery.place().seal();
+        let cursor = self.cursor();
         let after_ms = self.stream.reconnect_after_ms(close);
         let data = json!({
             "code": code, "reason": reason, "reconnectAfterMs": after_ms, "cursor": cursor,
         });
-        format!("retry: {after_ms}\n{}", named(Kind::Goaway, &data, Some(&cursor))).into()
+        format!("retry: {after_ms}\n{}", named(Kind::Goaway, &data, cursor.as_deref())).into()
+    }
+
+    fn cursor(&self) -> Option<String> {
+        self.delivery.place().map(|place| place.seal())
     }
 }
 
 fn hello_message(start: &Start, heartbeat_ms: u64) -> String {
-    named(Kind::Hello, &hello_members(start, heartbeat_ms), Some(&start.place.seal()))
+    named(Kind::Hello, &hello_members(start, heartbeat_ms), start.cursor().as_deref())
 }
 
 fn named(kind: Kind, data: &Value, id: Option<&str>) -> String {
@@ -179,14 +185,36 @@ fn messages(parcel: &Parcel) -> axum::extract::ws::Utf8Bytes {
         for (index, event) in parcel.events.iter().enumerate() {
             // An event is JSON on one line, as the log has it.
             let Ok(json) = std::str::from_utf8(&event.json) else { continue };
-            text.push_str("id: ");
-            text.push_str(&parcel.place_after(index).seal());
-            text.push_str("\ndata: ");
-            text.push_str(json);
-            text.push_str("\n\n");
+            push_message(&mut text, json, parcel.place_after(index).as_ref());
         }
         text
     })
+}
+
+/// Newest values the store has; the place comes with the last of them, or alone when there are none.
+fn value_messages(values: &[Bytes], place: Option<&Cursor>) -> String {
+    let mut text =
+        String::with_capacity(values.iter().map(|value| value.len() + 8).sum::<usize>() + 160);
+    for (index, json) in values.iter().enumerate() {
+        let Ok(json) = std::str::from_utf8(json) else { continue };
+        push_message(&mut text, json, place.filter(|_| index + 1 == values.len()));
+    }
+    match place {
+        Some(place) if values.is_empty() => format!("id: {}\n\n", place.seal()),
+        _ => text,
+    }
+}
+
+/// A message without an id leaves a client at the place of the one before.
+fn push_message(text: &mut String, json: &str, place: Option<&Cursor>) {
+    if let Some(place) = place {
+        text.push_str("id: ");
+        text.push_str(&place.seal());
+        text.push('\n');
+    }
+    text.push_str("data: ");
+    text.push_str(json);
+    text.push_str("\n\n");
 }
 
 #[cfg(test)]
@@ -194,7 +222,6 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::cursor::Cursor;
     use crate::range::tests::event;
 
     #[test]
@@ -207,5 +234,19 @@ mod tests {
         let after = |next| place.with(1, next).seal();
         assert_eq!(ids, [after(6), after(9)]);
         assert_eq!(text.matches("data: {\"value\":1}\n\n").count(), 2);
+    }
+
+    #[test]
+    fn of_newest_values_the_last_message_carries_the_cursor() {
+        let place = Arc::new(Cursor { epoch: Uuid::from_u128(1), next: [4, 9].into() });
+        let parcel = Parcel::new((1, Instant::now()), 1, vec![event(5, 1)], place.clone());
+        let newest = parcel.newest(vec![event(3, 1), event(5, 1)], 7);
+        let ids =
+            |text: &str| text.lines().map(|line| line.starts_with("id: ")).collect::<Vec<_>>();
+        assert_eq!(ids(&messages(&newest)), [false, false, true, false, false]);
+        let values = [Bytes::from_static(b"{}"), Bytes::from_static(b"{}")];
+        assert_eq!(ids(&value_messages(&values, Some(&place))), [false, false, true, false, false]);
+        assert_eq!(ids(&value_messages(&values, None)), [false; 4]);
+        assert_eq!(ids(&value_messages(&[], Some(&place))), [true, false]);
     }
 }

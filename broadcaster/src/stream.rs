@@ -17,20 +17,22 @@ use tokio_util::task::TaskTracker;
 
 use crate::access::{Access, Admitted, Shown, subprotocol};
 use crate::close::Close;
+use crate::cursor::Cursor;
 use crate::delivery::Delivery;
 use crate::ends::{Ends, Floor};
 use crate::feed::Feed;
 use crate::filter::Filter;
 use crate::framed::Framed;
 use crate::group::Bell;
-use crate::metrics::LiveMetrics;
+use crate::metrics::{LiveMetrics, SENT};
 use crate::newcomer::{Newcomer, Porch};
 use crate::poll::{self, Terms};
 use crate::registry::{Registry, Subscriber};
-use crate::resume::{From, Start, judge};
+use crate::resume::{From, Start, Verdict, judge};
+use crate::snapshot::{Opening, Snapshots, Values, Without};
 use crate::socket::Socket;
 use crate::sse;
-use crate::wish::Wish;
+use crate::wish::{Mode, Wish};
 
 /// The subprotocol by which a client asks for frames.
 const PROTOCOL: &str = "pulsestream.v1";
@@ -48,6 +50,7 @@ pub(crate) struct Stream {
     pub(crate) registry: Arc<Registry>,
     pub(crate) feed: Arc<Feed>,
     pub(crate) ends: Ends,
+    pub(crate) snapshots: Snapshots,
     pub(crate) metrics: Arc<LiveMetrics>,
     pub(crate) config: config::Live,
     pub(crate) drain: CancellationToken,
@@ -100,7 +103,7 @@ pub(crate) async fn sse(
             // What is no text is no cursor, and told so.
             wish.from = From::cursor(id.to_str().unwrap_or("?"));
         }
-        let start = stream.judge(&wish.from, "sse").await?;
+        let start = stream.judge(&wish, "sse").await?;
         Ok(sse::answer(stream.clone(), admitted, wish, start))
     };
     stream.told(answer.await)
@@ -118,7 +121,7 @@ pub(crate) async fn poll(
         stream.check_origin(&request)?;
         let (admitted, wish) = stream.admit(&request).await?;
         let terms = Terms::parse(&request.query)?;
-        let start = stream.judge(&wish.from, "poll").await?;
+        let start = stream.judge(&wish, "poll").await?;
         Ok(poll::answer(stream.clone(), admitted, wish, start, terms).await)
     };
     stream.told(answer.await)
@@ -158,7 +161,7 @@ impl Stream {
         };
         match self.admit(&request).await {
             Ok((admitted, wish)) if framed => {
-                let start = self.judge(&wish.from, "framed").await?;
+                let start = self.judge(&wish, "framed").await?;
                 Ok(self.start_framed(admitted, wish, start, upgrade))
             }
             Ok((admitted, wish)) => {
@@ -183,11 +186,37 @@ impl Stream {
         Ok((Admitted::new(grant, arrival)?, wish))
     }
 
-    /// Where the stream begins, counted.
-    pub(crate) async fn judge(&self, from: &From, transport: &str) -> Result<Start, Problem> {
-        let start = judge(from, &self.feed, &self.ends).await?;
+    /// Where the stream begins, and with what; counted.
+    pub(crate) async fn judge(&self, wish: &Wish, transport: &str) -> Result<Start, Problem> {
+        let start = judge(&wish.from, &self.feed, &self.ends).await?;
         self.metrics.resumes.with_label_values(&[transport, start.verdict.label()]).inc();
-        Ok(start)
+        Ok(match wish.mode {
+            Mode::Latest(_) if start.verdict != Verdict::Recovered => {
+                self.with_values(start, &wish.filter).await
+            }
+            _ => start,
+        })
+    }
+
+    /// The same beginning with the newest values, if they can be had.
+    async fn with_values(&self, start: Start, filter: &Filter) -> Start {
+        let values = self.values(filter).await;
+        let outcome = values.as_ref().map_or_else(|without| without.word(), |_| SENT);
+        self.metrics.snapshots.with_label_values(&[outcome]).inc();
+        match values {
+            Ok((values, place)) => Start { place, opening: Opening::Values(values), ..start },
+            Err(without) => Start { opening: Opening::Without(without), ..start },
+        }
+    }
+
+    async fn values(&self, filter: &Filter) -> Result<(Values, Cursor), Without> {
+        let (values, place) = self.snapshots.read(filter, &self.feed.head().1).await?;
+        // Gone on from like a place that a client brings.
+        let judged = judge(&From::Cursor(place.seal()), &self.feed, &self.ends).await;
+        match judged {
+            Ok(Start { verdict: Verdict::Recovered, .. }) => Ok((values, place)),
+            Ok(_) | Err(_) => Err(Without::Behind),
+        }
     }
 
     /// Opens a socket whose client says with its first message who it is.
@@ -229,7 +258,12 @@ impl Stream {
     pub(crate) fn subscribe(&self, wish: Wish, start: Start, bell: &Bell) -> Delivery {
         let subscription = self.feed.subscribe(wish.filter, start.place, bell.clone());
         bell.notify_one();
-        Delivery::new(subscription, wish.mode, self.feed.begun_at)
+        let left_out = self.metrics.conflated.clone();
+        let delivery = Delivery::new(subscription, wish.mode, self.feed.begun_at, left_out);
+        match start.opening {
+            Opening::Values(values) => delivery.after(values),
+            Opening::Place | Opening::Without(_) => delivery,
+        }
     }
 
     pub(crate) fn heartbeat_ms(&self) -> u64 {

@@ -9,8 +9,8 @@
 //! ```
 //!
 //! A subscription that began with a place lies as far behind as it did before; one that was live and lies
-//! further behind than `live.max_lag` is told of a gap, and goes on from the hub's place. `pull` never
-//! waits: a read of the log runs beside it and rings the bell.
+//! further behind than `live.max_lag` is told of a gap, and goes on from the hub's place; not so a patient
+//! one, for which a new value makes up for all before it. `pull` never waits: a read of the log runs beside it and rings the bell.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -99,6 +99,8 @@ pub(crate) struct Subscription {
     floor: Option<Arc<Cursor>>,
     /// It has not been live yet.
     resuming: bool,
+    /// It is told of no gap because it lags.
+    patient: bool,
 }
 
 impl Subscription {
@@ -114,6 +116,7 @@ impl Subscription {
             floor: None,
             place,
             resuming: true,
+            patient: false,
         };
         if subscription.place.epoch != subscription.feed.head().1.epoch {
             // The log was replaced since the place was judged: the first pull tells of it.
@@ -122,6 +125,12 @@ impl Subscription {
             subscription.read_log(None);
         }
         subscription
+    }
+
+    /// The same for one that is shown the newest values alone: it may lag, as it may when it comes back.
+    pub(crate) fn patient(mut self) -> Self {
+        self.patient = true;
+        self
     }
 
     /// What it asks for.
@@ -199,7 +208,7 @@ impl Subscription {
             }
             match self.feed.after(self.seq, STEPS) {
                 Some(next) => steps.extend(next),
-                None if self.resuming => {
+                None if self.may_lag() => {
                     if !self.enter_ring() {
                         self.read_log(None);
                     }
@@ -210,12 +219,16 @@ impl Subscription {
         }
         let Source::Ring(steps) = &mut self.source else { return None };
         let step = steps.pop_front()?;
-        if !self.resuming && step.at.elapsed() > self.feed.bounded.lag {
+        if !self.may_lag() && step.at.elapsed() > self.feed.bounded.lag {
             return Some(self.go_to_the_head(GapReason::Slow));
         }
         let events = step.events.iter().filter(|event| self.group.filter.wants(event)).cloned();
         let own = step.cut(events.collect(), step.place.clone());
         self.accept(Arc::new(own))
+    }
+
+    fn may_lag(&self) -> bool {
+        self.resuming || self.patient
     }
 
     /// Takes a step in; `None` when there is nothing in it to send.

@@ -17,6 +17,8 @@ pub(crate) enum Mode {
     Live,
     /// With one write a window.
     Window(Duration),
+    /// The newest of each device and type, with one write a window.
+    Latest(Duration),
 }
 
 /// One subscription as asked for.
@@ -60,12 +62,13 @@ impl Wish {
             Ok(())
         }));
         let framed = mode.is_some() || from.is_some();
-        if window.is_some() && mode != Some(Named::Window) {
-            let message = "goes with mode=window".to_owned();
+        if window.is_some() && !matches!(mode, Some(Named::Window | Named::Latest)) {
+            let message = "goes with mode=window or mode=latest".to_owned();
             errors.push(FieldError { field: "windowMs".to_owned(), message });
         }
         let mode = match mode {
             Some(Named::Window) => Mode::Window(window.unwrap_or(DEFAULT_WINDOW)),
+            Some(Named::Latest) => Mode::Latest(window.unwrap_or(DEFAULT_WINDOW)),
             Some(Named::Live) | None => Mode::Live,
         };
         match filter {
@@ -81,14 +84,15 @@ impl Wish {
 enum Named {
     Live,
     Window,
+    Latest,
 }
 
 fn read_mode(value: &str) -> Result<Named, &'static str> {
     match value {
         "live" => Ok(Named::Live),
         "window" => Ok(Named::Window),
-        "latest" => Err("latest is not supported by this version"),
-        _ => Err("expected live or window"),
+        "latest" => Ok(Named::Latest),
+        _ => Err("expected live, window or latest"),
     }
 }
 
@@ -114,11 +118,13 @@ mod tests {
     }
 
     #[test]
-    fn mode_window_and_cursor_are_read() {
+    fn mode_length_and_cursor_are_read() {
         let wish = parse("mode=window&windowMs=250&cursor=earliest").unwrap();
         let window = Mode::Window(Duration::from_millis(250));
         assert_eq!((wish.mode, wish.from, wish.framed), (window, From::Earliest, true));
         assert_eq!(parse("mode=window").unwrap().mode, Mode::Window(DEFAULT_WINDOW));
+        assert_eq!(parse("mode=latest").unwrap().mode, Mode::Latest(DEFAULT_WINDOW));
+        assert_eq!(parse("mode=latest&windowMs=0").unwrap().mode, Mode::Latest(Duration::ZERO));
         assert_eq!(parse("cursor=abc").unwrap().from, From::Cursor("abc".to_owned()));
     }
 
@@ -131,6 +137,5 @@ mod tests {
         fields.sort_unstable();
         assert_eq!(fields, ["cursor", "deviceId", "eventType", "mode", "windowMs"]);
         assert!(parse("windowMs=10").is_err() && parse("mode=live&windowMs=10").is_err());
-        assert!(parse("mode=latest").is_err());
     }
 }

@@ -338,7 +338,7 @@ async fn open_stores(config: &Config) -> Result<Stores, Attempt> {
                 PostgresStore::open(PostgresConfig {
                     max_connections: config.store.max_connections,
                     retention_days: config.store.retention_days,
-                    query_connections: config.read.concurrent,
+                    query_connections: query_connections(config),
                     query_timeout: config.read.timeout,
                     ..PostgresConfig::new(url)
                 })
@@ -351,7 +351,7 @@ async fn open_stores(config: &Config) -> Result<Stores, Attempt> {
             sqlite::migrate(&path).await?;
             let config = SqliteConfig {
                 retention_days: config.store.retention_days,
-                query_connections: config.read.concurrent,
+                query_connections: query_connections(config),
                 query_timeout: config.read.timeout,
                 ..SqliteConfig::new(path)
             };
@@ -359,6 +359,11 @@ async fn open_stores(config: &Config) -> Result<Stores, Attempt> {
             Ok(Stores::of(store))
         }
     }
+}
+
+/// One for each query that may run at once, of the read API and of live streams that begin.
+fn query_connections(config: &Config) -> u32 {
+    config.read.concurrent + u32::try_from(config.live.snapshots).unwrap_or(0)
 }
 
 /// The data folder may be first wanted by a command that makes a key before the pipeline ever ran.

@@ -16,6 +16,7 @@ mod frames;
 mod hostile;
 mod idempotency;
 mod isolation;
+mod latest;
 mod limits;
 mod live;
 mod manners;

@@ -220,6 +220,12 @@ section!(Live {
     ring_age: Duration,
     #[serde(with = "span")]
     max_lag: Duration,
+    #[validate(range(min = 1, max = 100, message = "is 1 to 100"))]
+    snapshots: usize,
+    #[validate(range(min = 1, max = 1_000_000, message = "is 1 to 1000000"))]
+    snapshot_values: usize,
+    #[serde(with = "span")]
+    snapshot_timeout: Duration,
     #[serde(with = "span")]
     stream_age: Duration,
     #[validate(range(min = 1, message = "is at least 1"))]
@@ -274,7 +280,7 @@ impl Server {
 }
 
 impl Live {
-    fn requirements(&self) -> [(bool, &'static str, &'static str); 4] {
+    fn requirements(&self) -> [(bool, &'static str, &'static str); 5] {
         const SECOND: Duration = Duration::from_secs(1);
         let (day, minute) = (SECOND * 86_400, SECOND * 60);
         [
@@ -297,6 +303,11 @@ impl Live {
                 (Duration::from_millis(10)..=minute).contains(&self.auth_timeout),
                 "live.auth_timeout",
                 "must be between 10ms and 60s",
+            ),
+            (
+                (Duration::from_millis(10)..=minute).contains(&self.snapshot_timeout),
+                "live.snapshot_timeout",
+                "must be between 10ms and 60s: a stream does not open before",
             ),
         ]
     }

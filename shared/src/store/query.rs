@@ -13,7 +13,10 @@ use super::StoreError;
 use crate::event::{ClientId, DeviceId, EventId};
 use crate::log::Offset;
 
+pub(super) mod snapshot;
 pub(super) mod walk;
+
+pub use snapshot::{Snapshot, SnapshotQuery};
 
 /// An event as the table holds it.
 #[derive(Debug, Clone, PartialEq)]
@@ -239,6 +242,13 @@ pub trait EventQuery: Send + Sync {
     /// # Errors
     /// [`QueryError`].
     async fn series(&self, query: &SeriesQuery) -> Result<Vec<Bucket>, QueryError>;
+
+    /// The newest value of each device and type, and the places up to which they were stored, of one
+    /// moment. A type is found among a device's newest [`DEVICE_EVENTS`] events.
+    ///
+    /// # Errors
+    /// [`QueryError`].
+    async fn snapshot(&self, query: &SnapshotQuery) -> Result<Snapshot, QueryError>;
 }
 
 /// The arithmetic mean from two sums: of the values below [`HUGE`], and of the others divided by

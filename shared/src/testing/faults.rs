@@ -52,6 +52,7 @@ pub enum Method {
     QueryDevices,
     QueryDevice,
     QuerySeries,
+    QuerySnapshot,
     FindKey,
     CreateKey,
     ListKeys,

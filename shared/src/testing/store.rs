@@ -1,8 +1,8 @@
 //! What every engine of the store must do, written once: `store_conformance!` makes a test of each rule.
 //!
 //! An engine gives a harness: a function that makes a [`Fixture`] on tables of its own, runs a rule on it
-//! and cleans up. The rules are in [`writing`], [`places`], [`keys`], [`letters`], [`failing`] and [`query`] (those
-//! have `query_conformance!`, to run behind a fault wrapper too); [`Inspect`] lets them, and the
+//! and cleans up. The rules are in [`writing`], [`places`], [`keys`], [`letters`], [`failing`], and in [`query`] and
+//! [`snapshot`] (those have `query_conformance!`, to run behind a fault wrapper too); [`Inspect`] lets them, and the
 //! end-to-end tests, compare the tables with what was sent. A second harness gives the others
 //! [`Fixture::failing`]: the same tables through the fault wrapper.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a rule that is broken panics")]
@@ -12,6 +12,7 @@ pub mod keys;
 pub mod letters;
 pub mod places;
 pub mod query;
+pub mod snapshot;
 pub mod writing;
 
 use std::sync::atomic::{AtomicU32, Ordering};

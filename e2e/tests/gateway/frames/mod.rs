@@ -98,10 +98,10 @@ pub(crate) async fn token(pipeline: &Pipeline, key: &str, body: &Value) -> Strin
 }
 
 async fn begun(held: &mut Held, pipeline: &Pipeline) {
-    for query in ["mode=live", "cursor=earliest", "cursor=nonsense"] {
+    for query in ["mode=live", "mode=latest", "cursor=earliest", "cursor=nonsense"] {
         framed(held, pipeline, query).await;
     }
-    for query in ["", "cursor=nonsense"] {
+    for query in ["", "mode=latest", "cursor=nonsense"] {
         poll(held, pipeline, query).await;
         let mut sse = Sse::connect(pipeline.stream_url(), &pipeline.key, query, "").await;
         message(held, &mut sse).await;

@@ -20,6 +20,7 @@ mod keys;
 mod letters;
 mod progress;
 mod query;
+mod snapshot;
 #[cfg(test)]
 mod tests;
 mod unsure;

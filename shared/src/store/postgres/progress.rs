@@ -9,7 +9,7 @@ use crate::log::Topic;
 use crate::store::settle::transient;
 use crate::store::{Progress, StoreError};
 
-const READ: &str = "
+pub(super) const READ: &str = "
 select part, epoch, next, last_id from consumer_offsets where grp = $1 and topic = $2 order by part";
 
 const READ_ONE: &str = "
@@ -60,7 +60,7 @@ impl PostgresStore {
     }
 }
 
-fn progress(row: PgRow) -> Result<Progress, sqlx::Error> {
+pub(super) fn progress(row: PgRow) -> Result<Progress, sqlx::Error> {
     Ok(Progress {
         partition: row.try_get("part")?,
         epoch: row.try_get("epoch")?,

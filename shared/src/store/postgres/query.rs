@@ -39,7 +39,8 @@ use crate::store::StoreError;
 use crate::store::query::walk::{Slice, Walk};
 use crate::store::query::{
     Bucket, DEVICE_EVENTS, DeviceState, EventQuery, EventsQuery, Found, HUGE, Latest, Order, Page,
-    QueryError, SCALE, SeriesQuery, SortKey, StoredEvent, by_device, mean, page_of, rows_at_most,
+    QueryError, SCALE, SeriesQuery, Snapshot, SnapshotQuery, SortKey, StoredEvent, by_device, mean,
+    page_of, rows_at_most,
 };
 use crate::store::settle::transient;
 
@@ -69,7 +70,7 @@ select reason, detail
 
 /// A loose index scan: each step asks the index for the first device behind the last one, in every day.
 /// `distinct` would read every row.
-const DEVICES: &str = "
+pub(super) const DEVICES: &str = "
 with recursive device (device_id, number) as (
   (select device_id, 1
      from events
@@ -206,15 +207,19 @@ impl EventQuery for PostgresStore {
         session.keep();
         Ok(buckets)
     }
+
+    async fn snapshot(&self, query: &SnapshotQuery) -> Result<Snapshot, QueryError> {
+        self.read_snapshot(query).await
+    }
 }
 
 impl PostgresStore {
-    async fn query_session(&self) -> Result<Session, StoreError> {
+    pub(super) async fn query_session(&self) -> Result<Session, StoreError> {
         Ok(Session(Some(self.queries.acquire().await.map_err(store_error)?)))
     }
 
     /// Runs a statement. The server ends it in time; one that is gone is not waited for much longer.
-    async fn in_time<T>(
+    pub(super) async fn in_time<T>(
         &self,
         statement: impl Future<Output = Result<T, sqlx::Error>>,
     ) -> Result<T, QueryError> {

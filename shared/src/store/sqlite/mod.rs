@@ -1,7 +1,7 @@
 //! The store in one SQLite file.
 //!
 //! Here: the file, its connections and their settings. `write` stores a batch, `progress` keeps the
-//! places of the partitions and the days, `keys` the keys, `query` reads back.
+//! places of the partitions and the days, `keys` the keys, `query` and `snapshot` read back.
 //!
 //! WAL, so that reading and writing do not wait for each other, and `synchronous=FULL`, so that a commit
 //! is on the disk. One connection writes: SQLite has one writer anyway, and waiting in our own queue is
@@ -15,6 +15,7 @@ mod letters;
 mod progress;
 mod query;
 mod rows;
+mod snapshot;
 #[cfg(test)]
 mod tests;
 mod write;

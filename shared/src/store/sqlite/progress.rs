@@ -10,7 +10,7 @@ use crate::log::Topic;
 use crate::store::settle::{DAY_MS, transient};
 use crate::store::{Maintenance, Progress, StoreError};
 
-const READ: &str = "
+pub(super) const READ: &str = "
 select part, epoch, next, last_id from consumer_offsets where grp = ? and topic = ? order by part";
 
 const READ_ONE: &str = "
@@ -83,7 +83,7 @@ impl SqliteStore {
     }
 }
 
-fn progress(row: SqliteRow) -> Result<Progress, sqlx::Error> {
+pub(super) fn progress(row: SqliteRow) -> Result<Progress, sqlx::Error> {
     Ok(Progress {
         partition: row.try_get("part")?,
         epoch: row.try_get("epoch")?,

@@ -17,7 +17,8 @@ use crate::event::{ClientId, DeviceId, EventId};
 use crate::store::query::walk::{Slice, Walk};
 use crate::store::query::{
     Bucket, DEVICE_EVENTS, DeviceState, EventQuery, EventsQuery, Found, HUGE, Latest, Order, Page,
-    QueryError, SCALE, SeriesQuery, SortKey, StoredEvent, mean, page_of, rows_at_most,
+    QueryError, SCALE, SeriesQuery, Snapshot, SnapshotQuery, SortKey, StoredEvent, mean, page_of,
+    rows_at_most,
 };
 
 /// Instructions of SQLite's machine between two looks at the clock; some hundred microseconds.
@@ -102,16 +103,9 @@ impl EventQuery for SqliteStore {
         limit: usize,
     ) -> Result<Page<DeviceState, DeviceId>, QueryError> {
         let mut timed = self.timed().await?;
-        // An empty blob comes before every id.
-        let after = after.map(|device| device.0.into_bytes().to_vec()).unwrap_or_default();
-        let select = sqlx::query_scalar(DEVICES)
-            .bind(client.0)
-            .bind(to_us(since_ms))
-            .bind(after)
-            .bind(rows_at_most(limit).saturating_add(1));
-        let devices: Vec<uuid::Uuid> =
-            select.fetch_all(timed.restart().await?).await.map_err(query_error)?;
-        let devices = page_of(devices.into_iter().map(DeviceId).collect(), limit, |id| *id);
+        let most = rows_at_most(limit).saturating_add(1);
+        let devices = device_ids(timed.restart().await?, client, since_ms, after, most);
+        let devices = page_of(devices.await.map_err(query_error)?, limit, |id| *id);
         let mut rows = Vec::with_capacity(devices.rows.len());
         let connection = timed.restart().await?;
         for device in devices.rows {
@@ -136,24 +130,28 @@ impl EventQuery for SqliteStore {
         let select = select.build().try_map(bucket);
         select.fetch_all(timed.restart().await?).await.map_err(query_error)
     }
+
+    async fn snapshot(&self, query: &SnapshotQuery) -> Result<Snapshot, QueryError> {
+        self.read_snapshot(query).await
+    }
 }
 
 impl SqliteStore {
-    async fn timed(&self) -> Result<Timed, QueryError> {
+    pub(super) async fn timed(&self) -> Result<Timed, QueryError> {
         let connection = self.queries.acquire().await.map_err(store_error)?;
         Ok(Timed { connection, time: self.config.query_timeout })
     }
 }
 
 /// A connection whose statements end when their time is over.
-struct Timed {
+pub(super) struct Timed {
     connection: PoolConnection<Sqlite>,
     time: Duration,
 }
 
 impl Timed {
     /// Gives what follows its full time.
-    async fn restart(&mut self) -> Result<&mut SqliteConnection, QueryError> {
+    pub(super) async fn restart(&mut self) -> Result<&mut SqliteConnection, QueryError> {
         let connection = self.connection.deref_mut();
         let end = Instant::now() + self.time;
         let mut handle = connection.lock_handle().await.map_err(query_error)?;
@@ -163,13 +161,29 @@ impl Timed {
     }
 }
 
-fn query_error(error: sqlx::Error) -> QueryError {
+pub(super) fn query_error(error: sqlx::Error) -> QueryError {
     let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code);
     // INTERRUPT: by our progress handler.
     if code.as_deref() == Some("9") {
         return QueryError::TooSlow;
     }
     QueryError::Store(failure(error).into())
+}
+
+/// Ids of devices behind `after`.
+pub(super) async fn device_ids(
+    connection: &mut SqliteConnection,
+    client: ClientId,
+    since_ms: i64,
+    after: Option<DeviceId>,
+    most: i64,
+) -> Result<Vec<DeviceId>, sqlx::Error> {
+    // An empty blob comes before every id.
+    let after = after.map(|device| device.0.into_bytes().to_vec()).unwrap_or_default();
+    let select =
+        sqlx::query_scalar(DEVICES).bind(client.0).bind(to_us(since_ms)).bind(after).bind(most);
+    let ids: Vec<uuid::Uuid> = select.fetch_all(connection).await?;
+    Ok(ids.into_iter().map(DeviceId).collect())
 }
 
 async fn latest(

@@ -9,7 +9,8 @@ use super::{Faults, Method, Struck};
 use crate::event::{ClientId, DeviceId, EventId};
 use crate::store::keys::KeyError;
 use crate::store::query::{
-    Bucket, DeviceState, EventsQuery, Found, Page, QueryError, SeriesQuery, SortKey,
+    Bucket, DeviceState, EventsQuery, Found, Page, QueryError, SeriesQuery, Snapshot,
+    SnapshotQuery, SortKey,
 };
 use crate::store::{
     DeadLetterSink, EventQuery, EventStore, KeyChange, KeyHash, KeyRecord, KeyStore, Maintenance,
@@ -124,6 +125,10 @@ impl EventQuery for FaultQuery {
 
     async fn series(&self, query: &SeriesQuery) -> Result<Vec<Bucket>, QueryError> {
         self.faults.around(Method::QuerySeries, self.inner.series(query), fail_query).await
+    }
+
+    async fn snapshot(&self, query: &SnapshotQuery) -> Result<Snapshot, QueryError> {
+        self.faults.around(Method::QuerySnapshot, self.inner.snapshot(query), fail_query).await
     }
 }
 

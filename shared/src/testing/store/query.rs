@@ -31,18 +31,24 @@ macro_rules! query_conformance {
             buckets_begin_at_multiples_of_the_step_and_empty_ones_are_left_out
             a_mean_of_huge_and_tiny_values_stays_between_them
         }
+        $crate::store_conformance! { @each $harness, snapshot:
+            a_snapshot_holds_the_newest_value_of_each_device_and_type
+            a_snapshot_is_of_the_devices_and_types_asked_for
+            a_snapshot_and_its_places_are_of_one_moment
+            a_snapshot_that_is_not_whole_says_so
+        }
     };
 }
 
-const ME: ClientId = ClientId(1);
-const OTHER: ClientId = ClientId(2);
+pub(super) const ME: ClientId = ClientId(1);
+pub(super) const OTHER: ClientId = ClientId(2);
 
-fn device(number: u128) -> DeviceId {
+pub(super) fn device(number: u128) -> DeviceId {
     DeviceId(Uuid::from_u128(number))
 }
 
 /// An event of a device, this long before [`NOW_MS`].
-fn at(id: u128, number: u128, event_type: &str, ago_ms: i64) -> StoreRow {
+pub(super) fn at(id: u128, number: u128, event_type: &str, ago_ms: i64) -> StoreRow {
     let mut row = row(0, 0, id);
     row.event.device_id = device(number);
     event_type.clone_into(&mut row.event.event_type);
@@ -51,7 +57,7 @@ fn at(id: u128, number: u128, event_type: &str, ago_ms: i64) -> StoreRow {
 }
 
 /// Stores rows in this order behind what partition 0 has; they get their places here.
-async fn store(fixture: &Fixture, mut rows: Vec<StoreRow>) {
+pub(super) async fn store(fixture: &Fixture, mut rows: Vec<StoreRow>) {
     let from = fixture.next().await;
     let to = from + i64::try_from(rows.len()).unwrap();
     (from..).zip(&mut rows).for_each(|(offset, row)| row.offset = offset);
