@@ -18,8 +18,8 @@ export interface Gap {
   readonly reason: string;
   /** How many; `null` when it is not known. */
   readonly missed: number | null;
-  /** The place after the gap. */
-  readonly cursor: string;
+  /** The place after the gap; `null` with `latest` when the newest values follow. */
+  readonly cursor: string | null;
 }
 
 export type Transport = "websocket" | "sse" | "poll";
@@ -69,9 +69,12 @@ export interface Options {
   deviceId?: string | readonly string[];
   /** Events of these types alone. */
   eventType?: string | readonly string[];
-  /** `window`, the default: every event, one write a window. `live`: each event at once. */
-  mode?: "live" | "window";
-  /** With `window`: its length, 0 to 1000, by default 50. */
+  /**
+   * `window`, the default: every event, one write a window. `live`: each event at once. `latest`: the newest of
+   * each device and type, those that are stored first; show what is not older than what you show by `timestamp`.
+   */
+  mode?: "live" | "window" | "latest";
+  /** With `window` and `latest`: its length, 0 to 1000, by default 50. */
   windowMs?: number;
   /** Where to go on, or `earliest` for all that the log still has; by default from now. */
   cursor?: string | null;
@@ -79,8 +82,11 @@ export interface Options {
   transports?: readonly Transport[];
   /** Each event, in order. */
   onEvent?: (event: PulseEvent) => void;
-  /** The events that came together, and the place after them. Called before `onEvent`. */
-  onEvents?: (events: readonly PulseEvent[], cursor: string) => void;
+  /**
+   * The events that came together, and the place after them; `null` with `latest` until the last of the values
+   * it begins with. Called before `onEvent`.
+   */
+  onEvents?: (events: readonly PulseEvent[], cursor: string | null) => void;
   onGap?: (gap: Gap) => void;
   onState?: (state: State) => void;
   /** Instead of the ones of the platform: for Node 20, which has no WebSocket, or to go through a proxy. */
@@ -91,12 +97,12 @@ export interface Options {
 }
 
 export type Batch =
-  | { readonly events: readonly PulseEvent[]; readonly gap?: undefined; readonly cursor: string }
-  | { readonly gap: Gap; readonly events?: undefined; readonly cursor: string };
+  | { readonly events: readonly PulseEvent[]; readonly gap?: undefined; readonly cursor: string | null }
+  | { readonly gap: Gap; readonly events?: undefined; readonly cursor: string | null };
 
 export interface Stream {
   /**
-   * The place after everything that was handed out; `null` before the first connection. It moves when all
+   * The place after everything that was handed out; `null` before there is one. It moves when all
    * events that came together were handed out, so one that was kept never skips an event.
    */
   readonly cursor: string | null;

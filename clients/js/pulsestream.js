@@ -541,9 +541,10 @@ export class Session {
     }
   }
 
+  /** Newest values that come in parts have a place together: it comes with the last part. */
   #move(events, cursor) {
-    this.cursor = cursor;
-    this.#tell({ type: "events", events, cursor });
+    this.cursor = cursor ?? this.cursor;
+    this.#tell({ type: "events", events, cursor: this.cursor });
   }
 
   #gap({ reason, missed, cursor }) {
@@ -723,12 +724,12 @@ function framesOf(messages) {
     const content = data === null ? null : parsed(data);
     if (["hello", "gap", "goaway"].includes(event) && content) {
       frames.push({ ...content, type: event });
-    } else if (id !== null) {
+    } else if (id !== null || (event === "" && content)) {
       const last = frames.at(-1);
       const events = event === "" && content ? [content] : [];
       if (last?.type === "events") {
         last.events.push(...events);
-        last.cursor = id;
+        last.cursor = id ?? last.cursor;
       } else frames.push({ type: "events", events, cursor: id });
     }
   }

@@ -413,3 +413,20 @@ test("in any order of frames, cuts and late arrivals each event comes once and i
   // Worlds in which nothing happens would prove nothing.
   assert.ok(events > 20 * worlds && gaps > worlds / 2 && attempts > 3 * worlds, `${events} ${gaps} ${attempts}`);
 });
+
+test("newest values that come in parts have no place before the last part", () => {
+  const one = session();
+  const { attempt } = only(one.start(0), "open");
+  one.receive(0, attempt, hello(null, null, { snapshot: true }));
+  const part = (value, cursor) => only(one.receive(1, attempt, { type: "events", events: [{ value }], cursor }), "events");
+  assert.deepEqual(part(1, null), { type: "events", events: [{ value: 1 }], cursor: null });
+  one.closed(2, attempt, 1006);
+  const again = only(one.tick(one.nextAt), "open");
+  assert.equal(again.cursor, null, "it begins anew");
+  one.receive(3, again.attempt, hello(null, null, { snapshot: true }));
+  const last = one.receive(4, again.attempt, { type: "events", events: [{ value: 2 }], cursor: "c7" });
+  assert.equal(only(last, "events").cursor, "c7");
+  const later = one.receive(5, again.attempt, { type: "events", events: [{ value: 3 }], cursor: null });
+  assert.equal(only(later, "events").cursor, "c7");
+  assert.equal(one.cursor, "c7");
+});

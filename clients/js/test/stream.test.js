@@ -68,6 +68,20 @@ for (const transport of TRANSPORTS) {
       stream.close();
     });
 
+    test("newest values come first, and then of what is new the newest", async () => {
+      await server.post(5);
+      const wish = { mode: "latest", windowMs: 10, deviceId: server.deviceId, eventType: "count" };
+      const { values, gaps, stream, opened } = listen(server.url, { transports, apiKey: server.key, ...wish });
+      await opened();
+      const newest = () => until("the newest value", () => values.at(-1) === server.posted - 1);
+      await newest();
+      await server.post(30);
+      await newest();
+      assert.deepEqual(gaps, []);
+      assert.notEqual(stream.cursor, null);
+      stream.close();
+    });
+
     test("a new client goes on with the cursor of an old one", async () => {
       const first = listen(server.url, { transports });
       await first.opened();

@@ -41,6 +41,9 @@ try {
   if (error instanceof StreamClosed) console.log(error.code);
 }
 
+connect({ mode: "latest", windowMs: 500 });
+// @ts-expect-error: there is no such mode.
+connect({ mode: "newest" });
 // @ts-expect-error: there is no such transport.
 connect({ transports: ["pigeon"] });
 // @ts-expect-error: events are not the page's to change.
