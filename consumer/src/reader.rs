@@ -30,9 +30,6 @@ use crate::writer::{Finished, Writer};
 
 /// How often the log is asked whether it is still the same.
 const EPOCH_INTERVAL: Duration = Duration::from_secs(5);
-/// A batch is gathered for at least so many times what the last one took to write, within what its store
-/// gains by.
-const GATHER_SHARE: u32 = 3;
 /// How long an end waits for the store to take what is gathered.
 const LAST_WRITE: Duration = Duration::from_secs(2);
 
@@ -357,7 +354,7 @@ impl Reader {
 impl Desk {
     /// A store that takes long is given more at once: see [`Stretch`].
     fn patience(&self, age: Duration, stretch: Stretch) -> Duration {
-        (self.last_write * GATHER_SHARE).clamp(age, stretch.wait.max(age))
+        (self.last_write * stretch.share).clamp(age, stretch.wait.max(age))
     }
 }
 

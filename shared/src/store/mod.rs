@@ -212,6 +212,8 @@ pub struct Stretch {
     pub times: usize,
     /// Longest time to gather.
     pub wait: Duration,
+    /// Shortest time to gather, within that: in multiples of what the last batch took to write.
+    pub share: u32,
 }
 
 /// The table of events.
@@ -261,7 +263,7 @@ pub trait EventStore: Send + Sync {
 
     /// How far a batch may outgrow its settings while the store is slow.
     fn stretch(&self) -> Stretch {
-        Stretch { times: 1, wait: Duration::from_millis(250) }
+        Stretch { times: 1, wait: Duration::from_millis(250), share: 3 }
     }
 
     /// Creates the days ahead and removes those past retention, judged at `now_ms`. Safe to call from
