@@ -16,8 +16,11 @@ import tempfile
 import yaml
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
-# Every metric is registered by one of these calls of shared/src/metrics.rs, with a literal name.
-REGISTERED = re.compile(r"\b(?:counters?|gauges?|seconds(?:_by)?|histograms?)\(\s*\"([a-z_]+)\"")
+# Every metric is registered by one of these calls of shared/src/metrics.rs, with a literal name, or is a counter in a
+# row of a table that is registered as a whole.
+CALL = r"\b(?:counters?|gauges?|seconds(?:_by)?|histograms?)\(\s*"
+ROW = r"^ +\((?=\"[a-z_]+_total\")"
+REGISTERED = re.compile(rf"(?:{CALL}|{ROW})\"([a-z_]+)\"", re.MULTILINE)
 METRICS = {
     name
     for member in ("shared", "gateway", "consumer", "broadcaster")
