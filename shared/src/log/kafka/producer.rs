@@ -309,6 +309,19 @@ mod tests {
     use super::*;
 
     #[test]
+    fn records_after_one_that_found_the_queue_full_are_not_tried() {
+        let ballots = Ballots::default();
+        let (first, mut settled) = ballots.open(3);
+        let full = KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull);
+        ballots.settle_from(first + 1, &verdict_on_entry(&full));
+        ballots.settle(first, Ok(7));
+        let results = settled.try_recv().unwrap();
+        let unavailable =
+            |result: &AppendResult| matches!(result, Err(AppendError::Unavailable(_)));
+        assert!(matches!(results[0], Ok(7)) && results[1..].iter().all(unavailable));
+    }
+
+    #[test]
     fn only_a_verdict_on_the_record_itself_is_a_refusal() {
         let verdict = |code| verdict_on_delivery(&KafkaError::MessageProduction(code));
         assert!(matches!(verdict(RDKafkaErrorCode::MessageSizeTooLarge), AppendError::Refused(_)));
