@@ -9,7 +9,7 @@ use crate::log::Topic;
 use crate::store::settle::transient;
 use crate::store::{Progress, StoreError};
 
-pub(super) const READ: &str = "
+const READ: &str = "
 select part, epoch, next, last_id from consumer_offsets where grp = $1 and topic = $2 order by part";
 
 const READ_ONE: &str = "
@@ -27,8 +27,7 @@ update consumer_offsets set epoch = $4, next = $5, last_id = $6, updated_at = no
 impl PostgresStore {
     pub(super) async fn read_progress(&self, group: &str) -> Result<Vec<Progress>, StoreError> {
         let mut session = self.session().await?;
-        let query = sqlx::query(READ).bind(group).bind(Topic::Raw.name()).try_map(progress);
-        let places = self.within(query.fetch_all(session.connection())).await?;
+        let places = self.within(read(session.connection(), group)).await?;
         session.keep();
         Ok(places)
     }
@@ -60,7 +59,16 @@ impl PostgresStore {
     }
 }
 
-pub(super) fn progress(row: PgRow) -> Result<Progress, sqlx::Error> {
+/// The places of a group's partitions, as of the executor's transaction if it is in one.
+pub(super) async fn read(
+    executor: impl sqlx::PgExecutor<'_>,
+    group: &str,
+) -> Result<Vec<Progress>, sqlx::Error> {
+    let query = sqlx::query(READ).bind(group).bind(Topic::Raw.name());
+    query.try_map(progress).fetch_all(executor).await
+}
+
+fn progress(row: PgRow) -> Result<Progress, sqlx::Error> {
     Ok(Progress {
         partition: row.try_get("part")?,
         epoch: row.try_get("epoch")?,

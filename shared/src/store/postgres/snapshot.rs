@@ -12,7 +12,6 @@ use super::PostgresStore;
 use super::encode::from_ms;
 use super::progress;
 use super::query::{DEVICES, event};
-use crate::log::Topic;
 use crate::store::StoredEvent;
 use crate::store::query::snapshot::{Gathered, Snapshot, SnapshotQuery};
 use crate::store::query::{DEVICE_EVENTS, QueryError, rows_at_most};
@@ -47,12 +46,7 @@ impl PostgresStore {
         let mut session = self.query_session().await?;
         let connection = session.connection();
         self.in_time(sqlx::raw_sql(BEGIN).execute(&mut *connection)).await?;
-        let places = sqlx::query(progress::READ)
-            .bind(&query.group)
-            .bind(Topic::Raw.name())
-            .try_map(progress::progress)
-            .fetch_all(&mut *connection);
-        let places = self.in_time(places).await?;
+        let places = self.in_time(progress::read(&mut *connection, &query.group)).await?;
         let snapshot = self.in_time(newest(connection, query)).await?.with(places);
         // Of one that was cut, rows are still on their way: its connection is given up.
         if snapshot.complete {

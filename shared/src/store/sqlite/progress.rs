@@ -10,7 +10,7 @@ use crate::log::Topic;
 use crate::store::settle::{DAY_MS, transient};
 use crate::store::{Maintenance, Progress, StoreError};
 
-pub(super) const READ: &str = "
+const READ: &str = "
 select part, epoch, next, last_id from consumer_offsets where grp = ? and topic = ? order by part";
 
 const READ_ONE: &str = "
@@ -33,8 +33,7 @@ const EXPIRED_DAYS: &str = "select count(distinct ts / 86400000000) from events 
 
 impl SqliteStore {
     pub(super) async fn read_progress(&self, group: &str) -> Result<Vec<Progress>, StoreError> {
-        let query = sqlx::query(READ).bind(group.to_owned()).bind(Topic::Raw.name());
-        self.within(query.try_map(progress).fetch_all(&self.reader)).await
+        self.within(read(&self.reader, group)).await
     }
 
     /// Two statements without a transaction: whatever comes between them, the second tells the truth.
@@ -83,7 +82,16 @@ impl SqliteStore {
     }
 }
 
-pub(super) fn progress(row: SqliteRow) -> Result<Progress, sqlx::Error> {
+/// The places of a group's partitions, as of the executor's transaction if it is in one.
+pub(super) async fn read(
+    executor: impl sqlx::SqliteExecutor<'_>,
+    group: &str,
+) -> Result<Vec<Progress>, sqlx::Error> {
+    let query = sqlx::query(READ).bind(group.to_owned()).bind(Topic::Raw.name());
+    query.try_map(progress).fetch_all(executor).await
+}
+
+fn progress(row: SqliteRow) -> Result<Progress, sqlx::Error> {
     Ok(Progress {
         partition: row.try_get("part")?,
         epoch: row.try_get("epoch")?,

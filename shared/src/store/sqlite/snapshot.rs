@@ -8,7 +8,6 @@ use super::SqliteStore;
 use super::progress;
 use super::query::{device_ids, event, query_error};
 use crate::event::DeviceId;
-use crate::log::Topic;
 use crate::store::query::snapshot::{Gathered, Snapshot, SnapshotQuery};
 use crate::store::query::{DEVICE_EVENTS, QueryError, rows_at_most};
 
@@ -29,13 +28,7 @@ impl SqliteStore {
     ) -> Result<Snapshot, QueryError> {
         let mut timed = self.timed().await?;
         let mut reading = timed.restart().await?.begin().await.map_err(query_error)?;
-        let places = sqlx::query(progress::READ)
-            .bind(query.group.clone())
-            .bind(Topic::Raw.name())
-            .try_map(progress::progress)
-            .fetch_all(&mut *reading)
-            .await
-            .map_err(query_error)?;
+        let places = progress::read(&mut *reading, &query.group).await.map_err(query_error)?;
         let gathered = newest(&mut reading, query).await.map_err(query_error)?;
         reading.rollback().await.map_err(query_error)?;
         Ok(gathered.with(places))
