@@ -19,6 +19,7 @@ use pulsestream_shared::store::{NewKey, Scope};
 use pulsestream_shared::testing::faults::{
     FaultCache, FaultKeyStore, FaultLog, FaultQuery, Faults,
 };
+use pulsestream_shared::testing::proxy::TcpProxy;
 use pulsestream_shared::testing::services;
 use pulsestream_shared::testing::store::Inspect;
 use pulsestream_shared::testing::wait_for;
@@ -106,6 +107,20 @@ pub struct Home {
 }
 
 impl Home {
+    /// Puts a proxy before the database, for services that are started from now on.
+    ///
+    /// # Panics
+    /// On a home without servers.
+    pub async fn database_through_proxy(&mut self) -> TcpProxy {
+        let url = self.variables["DATABASE_URL"].clone();
+        let parsed = url.rsplit_once('@').map_or(url.as_str(), |(_, rest)| rest);
+        let server = parsed.split('/').next().expect("host and port").to_owned();
+        let proxy = TcpProxy::start(server.clone()).await.expect("a proxy");
+        let through = url.replace(&server, &proxy.addr().to_string());
+        self.variables.insert("DATABASE_URL".to_owned(), through);
+        proxy
+    }
+
     /// A fresh one, migrated.
     ///
     /// # Panics
@@ -316,6 +331,17 @@ pub async fn start_broadcaster(home: &Home) -> Running {
     start(home, pulsestream_broadcaster::ROLE, async |context: Context| {
         let keyring = Keyring::open(&context).await?;
         pulsestream_broadcaster::build(context, keyring).await
+    })
+    .await
+}
+
+/// A gateway and a broadcaster in one process, for the embedded log has room for no second one; no consumer.
+pub async fn start_gateway_and_broadcaster(home: &Home) -> Running {
+    start(home, pulsestream_broadcaster::ROLE, async |context: Context| {
+        let keyring = Keyring::open(&context).await?;
+        let gateway = pulsestream_gateway::build(context.clone(), keyring.clone()).await?;
+        let broadcaster = pulsestream_broadcaster::build(context, keyring).await?;
+        Ok(gateway.merge(broadcaster))
     })
     .await
 }

@@ -378,12 +378,7 @@ async fn a_database_that_is_away_or_hangs_holds_no_stream_up() {
     let (client, device) = (pipeline.client(), pipeline.devices[0]);
     client.accept(device, 1.0).await;
     stored(&client, device, 1).await;
-    let url = pipeline.home.variables["DATABASE_URL"].clone();
-    let parsed = url.rsplit_once('@').map_or(url.as_str(), |(_, rest)| rest);
-    let server = parsed.split('/').next().expect("host and port").to_owned();
-    let proxy = TcpProxy::start(server.clone()).await.expect("a proxy");
-    let through = url.replace(&server, &proxy.addr().to_string());
-    pipeline.home.variables.insert("DATABASE_URL".to_owned(), through);
+    let proxy = pipeline.home.database_through_proxy().await;
     let broadcaster = start_broadcaster(&pipeline.home).await;
     let open = async || {
         let asked = Instant::now();

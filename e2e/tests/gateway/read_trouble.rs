@@ -79,12 +79,7 @@ async fn readers_beyond_the_bound_are_shed_and_devices_do_not_notice() {
 
 async fn answers_503_meanwhile(break_it: impl Fn(&TcpProxy)) {
     let mut pipeline = Harness::new(Engines::Servers).start().await;
-    let url = pipeline.home.variables["DATABASE_URL"].clone();
-    let parsed = url.rsplit_once('@').map_or(url.as_str(), |(_, rest)| rest);
-    let server = parsed.split('/').next().expect("host and port").to_owned();
-    let proxy = TcpProxy::start(server.clone()).await.expect("a proxy");
-    let through = url.replace(&server, &proxy.addr().to_string());
-    pipeline.home.variables.insert("DATABASE_URL".to_owned(), through);
+    let proxy = pipeline.home.database_through_proxy().await;
     pipeline.home.variables.insert("PULSESTREAM__READ__TIMEOUT".to_owned(), "500ms".to_owned());
     let gateway = start_gateway(&pipeline.home).await;
     let client = Client::new(&gateway.url, &pipeline.key);

@@ -29,7 +29,7 @@ async fn ask(pipeline: &Pipeline, key: &str, body: &Value) -> Answer {
     client.post_json("/v1/stream/tokens", body).await.expect("an answer")
 }
 
-async fn token_of(pipeline: &Pipeline, key: &str, body: &Value) -> String {
+pub(crate) async fn token_of(pipeline: &Pipeline, key: &str, body: &Value) -> String {
     let answer = ask(pipeline, key, body).await;
     assert_eq!(answer.status, 200, "{answer:?}");
     answer.body["token"].as_str().expect("a token").to_owned()

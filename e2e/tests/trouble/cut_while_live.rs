@@ -2,11 +2,9 @@
 //! must notice.
 
 use pulsestream_e2e::client::{Client, Dashboard, PATIENCE, event};
-use pulsestream_e2e::harness::{self, Engines, Home, Running};
+use pulsestream_e2e::harness::{Engines, Home, Running, start_gateway_and_broadcaster};
 use pulsestream_e2e::on_both;
-use pulsestream_shared::auth::Keyring;
 use pulsestream_shared::log::{self, EventLog, LIVE_GROUP, LogEvent};
-use pulsestream_shared::service::Context;
 use pulsestream_shared::testing::wait_for;
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -18,17 +16,6 @@ on_both!(
     a_live_place_beyond_the_log_gets_a_new_epoch,
     a_cursor_below_what_the_log_keeps_is_told_so,
 );
-
-/// A gateway and a broadcaster in one process, for the embedded log has room for no second one.
-async fn start(home: &Home) -> Running {
-    harness::start(home, pulsestream_broadcaster::ROLE, async |context: Context| {
-        let keyring = Keyring::open(&context).await?;
-        let gateway = pulsestream_gateway::build(context.clone(), keyring.clone()).await?;
-        let broadcaster = pulsestream_broadcaster::build(context, keyring).await?;
-        Ok(gateway.merge(broadcaster))
-    })
-    .await
-}
 
 async fn epoch(home: &Home) -> Uuid {
     let log = Log::attach(home).await;
@@ -54,7 +41,7 @@ async fn shows_what_comes(site: &Site, running: &Running) {
 
 async fn a_log_cut_under_a_running_broadcaster_gets_a_new_epoch(engines: Engines) {
     let site = Site::new(engines).await;
-    let running = start(&site.home).await;
+    let running = start_gateway_and_broadcaster(&site.home).await;
     let mut dashboard = Dashboard::connect(&running.url, &site.key, "").await.expect("connected");
     let query = "mode=live&cursor=earliest";
     let mut framed = Dashboard::connect(&running.url, &site.key, query).await.expect("connected");
@@ -101,7 +88,7 @@ async fn resumed(site: &Site, running: &Running, cursor: &Value) -> Value {
 
 async fn a_cursor_below_what_the_log_keeps_is_told_so(engines: Engines) {
     let site = Site::new(engines).await;
-    let running = start(&site.home).await;
+    let running = start_gateway_and_broadcaster(&site.home).await;
     let device = devices(1);
     site.post(&running, &device, 1).await;
     let first = resumed(&site, &running, &json!("earliest")).await;
@@ -114,7 +101,7 @@ async fn a_cursor_below_what_the_log_keeps_is_told_so(engines: Engines) {
     }
     log.close().await;
 
-    let running = start(&site.home).await;
+    let running = start_gateway_and_broadcaster(&site.home).await;
     let answer = resumed(&site, &running, &first["cursor"]).await;
     assert_eq!(
         (&answer["recovered"], &answer["reason"]),
@@ -145,7 +132,7 @@ async fn a_live_place_beyond_the_log_gets_a_new_epoch(engines: Engines) {
     commit_beyond(log.port()).await;
     log.close().await;
 
-    let running = start(&site.home).await;
+    let running = start_gateway_and_broadcaster(&site.home).await;
     wait_for("a new epoch", PATIENCE, async || epoch(&site.home).await != before).await;
     shows_what_comes(&site, &running).await;
     running.stop().await;

@@ -6,13 +6,14 @@ use pulsestream_shared::testing::faults::{Fault, Faults, Method};
 use serde_json::{Value, json};
 
 use super::document::Held;
-use super::{frame, framed, say, token};
+use super::{frame, framed, say};
+use crate::tokens::token_of;
 
 /// Says each command as its example has it; with a token and a cursor of this pipeline, for none of another
 /// works.
 pub(crate) async fn obeyed(held: &mut Held, pipeline: &Pipeline) {
     let (mut socket, hello) = framed(held, pipeline, "mode=live").await;
-    let token = token(pipeline, &pipeline.key, &json!({})).await;
+    let token = token_of(pipeline, &pipeline.key, &json!({})).await;
     for mut command in held.commands() {
         for (member, value) in command.payload.as_object_mut().expect("an object") {
             match member.as_str() {
@@ -64,7 +65,7 @@ async fn too_many(held: &mut Held, socket: &mut Dashboard) {
 
 async fn beyond_its_token(held: &mut Held, pipeline: &Pipeline) {
     let [mine, other] = pipeline.devices[..] else { panic!("two devices") };
-    let token = token(pipeline, &pipeline.key, &json!({"deviceId": mine})).await;
+    let token = token_of(pipeline, &pipeline.key, &json!({"deviceId": mine})).await;
     let headers = [("sec-websocket-protocol", format!("pulsestream.v1, bearer.{token}"))];
     let headers = headers.each_ref().map(|(name, value)| (*name, value.as_str()));
     let opened = Dashboard::open(pipeline.stream_url(), "", &headers).await;

@@ -7,11 +7,10 @@
 use std::collections::BTreeMap;
 
 use pulsestream_e2e::client::{Client, Dashboard, PATIENCE, event};
-use pulsestream_e2e::harness::{self, Engines, Harness, Home, Pipeline, Running};
+use pulsestream_e2e::harness::{Engines, Harness, Home, Pipeline, start_gateway_and_broadcaster};
 use pulsestream_e2e::on_both;
 use pulsestream_e2e::sse::{Sse, SseMessage};
-use pulsestream_shared::auth::{self, Keyring};
-use pulsestream_shared::service::Context;
+use pulsestream_shared::auth;
 use pulsestream_shared::testing::faults::Faults;
 use pulsestream_shared::testing::wait_for;
 use pulsestream_shared::{clock, log};
@@ -22,6 +21,8 @@ mod commands;
 mod document;
 
 use document::Held;
+
+use crate::tokens::token_of;
 
 on_both!(every_frame_is_as_described_and_every_example_comes_about);
 
@@ -90,13 +91,6 @@ async fn poll(held: &mut Held, pipeline: &Pipeline, query: &str) -> Value {
     page
 }
 
-/// A stream token of that key.
-pub(crate) async fn token(pipeline: &Pipeline, key: &str, body: &Value) -> String {
-    let client = Client::new(pipeline.stream_url(), key);
-    let answer = client.post_json("/v1/stream/tokens", body).await.expect("an answer");
-    answer.body["token"].as_str().expect("a token").to_owned()
-}
-
 async fn begun(held: &mut Held, pipeline: &Pipeline) {
     for query in ["mode=live", "mode=latest", "cursor=earliest", "cursor=nonsense"] {
         framed(held, pipeline, query).await;
@@ -134,7 +128,7 @@ async fn shown(held: &mut Held, pipeline: &Pipeline) {
 async fn revoked(held: &mut Held, pipeline: &Pipeline) {
     let url = pipeline.stream_url();
     let key = pipeline.home.make_key("tenant").await;
-    let of_key = token(pipeline, &key, &json!({})).await;
+    let of_key = token_of(pipeline, &key, &json!({})).await;
     let mut sse = Sse::connect(url, &key, "", "").await;
     message(held, &mut sse).await;
     revoke(pipeline, &key).await;
@@ -173,17 +167,6 @@ async fn drained(held: &mut Held, mut pipeline: Pipeline) {
     pipeline.stop().await;
 }
 
-/// A gateway and a broadcaster without a consumer, so that it is the broadcaster that finds the log replaced.
-async fn start(home: &Home) -> Running {
-    harness::start(home, pulsestream_broadcaster::ROLE, async |context: Context| {
-        let keyring = Keyring::open(&context).await?;
-        let gateway = pulsestream_gateway::build(context.clone(), keyring.clone()).await?;
-        let broadcaster = pulsestream_broadcaster::build(context, keyring).await?;
-        Ok(gateway.merge(broadcaster))
-    })
-    .await
-}
-
 /// What comes though nobody sent anything that is asked for: a heartbeat with a place, and a gap.
 async fn by_itself(held: &mut Held) {
     // The sockets are read all the time, so that pings are answered.
@@ -191,7 +174,9 @@ async fn by_itself(held: &mut Held) {
     let settings =
         settings.map(|(name, value)| (format!("PULSESTREAM__LIVE__{name}"), value.into()));
     let home = Home::new(Engines::Embedded, BTreeMap::from(settings)).await;
-    let (running, key) = (start(&home).await, home.make_key("tenant").await);
+    // Without a consumer, so that it is the broadcaster that finds the log replaced.
+    let running = start_gateway_and_broadcaster(&home).await;
+    let key = home.make_key("tenant").await;
     let query = format!("mode=live&deviceId={}", Uuid::new_v4());
     let mut socket = Dashboard::connect(&running.url, &key, &query).await.expect("connected");
     frame(held, &mut socket).await;
