@@ -118,30 +118,30 @@ impl Lane {
                 let age_seconds = (clock::unix_us() - received_at_us).max(0) as f64 / 1e6;
                 self.metrics.logged.observe(age_seconds);
                 let trace = owned.waiting.attempt.trace.take();
-                Change::finish(&owned.lease).traced(trace).queue(
-                    &self.settle,
-                    &self.finishing,
-                    &self.metrics,
-                );
+                self.settle(Change::finish(&owned.lease).traced(trace));
                 let local = owned.lease.is_local();
                 owned.waiting.answer(Answer::Accepted { local });
             }
             Err(AppendError::Refused(reason)) => {
                 tracing::warn!(%reason, "record refused");
-                Change::release(&owned.lease).queue(&self.settle, &self.finishing, &self.metrics);
+                self.settle(Change::release(&owned.lease));
                 owned.waiting.answer(Answer::Failed(Code::LogUnavailable));
             }
             Err(AppendError::Unavailable(reason)) => {
                 tracing::debug!(%reason, "log unavailable");
-                Change::release(&owned.lease).queue(&self.settle, &self.finishing, &self.metrics);
+                self.settle(Change::release(&owned.lease));
                 owned.waiting.answer(Answer::Failed(Code::LogUnavailable));
             }
             // The record may be in the log: the key keeps its fingerprint.
             Err(AppendError::Unknown(reason)) => {
                 tracing::debug!(%reason, "append not confirmed");
-                Change::give_up(&owned.lease).queue(&self.settle, &self.finishing, &self.metrics);
+                self.settle(Change::give_up(&owned.lease));
                 owned.waiting.answer(Answer::Failed(Code::OutcomeUnknown));
             }
         }
+    }
+
+    fn settle(&self, change: Change) {
+        change.queue(&self.settle, &self.finishing, &self.metrics);
     }
 }

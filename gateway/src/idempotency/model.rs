@@ -226,22 +226,16 @@ impl World {
             let logged = Logged { body, unsure, received_at_ms };
             self.log[usize::from(body) % 2].push(logged);
         }
-        match fate {
+        let swap = |next| LockChange::Swap { key: KEY, expected: record, record: next };
+        let change = match fate {
             Fate::Confirmed => {
-                at.settling.push((LockChange::Finish(KEY, done(&record)), local));
                 self.accepted.insert(body);
+                LockChange::Finish(KEY, done(&record))
             }
-            Fate::Refused => {
-                let next = after_refusal(&record, taken_over);
-                let swap = LockChange::Swap { key: KEY, expected: record, record: next };
-                at.settling.push((swap, local));
-            }
-            Fate::UnknownThere | Fate::UnknownLost => {
-                let next = Some(after_doubt(&record));
-                let swap = LockChange::Swap { key: KEY, expected: record, record: next };
-                at.settling.push((swap, local));
-            }
-        }
+            Fate::Refused => swap(after_refusal(&record, taken_over)),
+            Fate::UnknownThere | Fate::UnknownLost => swap(Some(after_doubt(&record))),
+        };
+        at.settling.push((change, local));
     }
 
     fn settle(&mut self, gateway: usize) {
