@@ -13,8 +13,8 @@ use tokio::time::Instant;
 use crate::cursor::Cursor;
 use crate::range::LiveEvent;
 
-/// Encoded forms kept of one parcel, and conflations that end with it: names of subscriptions are the clients' own, and many of them must
-/// not make one parcel large.
+/// Encoded forms kept of one parcel, and conflations that end with it: names of subscriptions are the
+/// clients' own, and many of them must not make one parcel large.
 const FORMS: usize = 4;
 
 /// The form of a parcel on the wire.

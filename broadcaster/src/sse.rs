@@ -1,7 +1,8 @@
 //! `GET /v1/stream/sse`: server-sent events.
 //!
 //! First `event: hello`; then each event is one unnamed message whose `id` is the cursor after it, so that
-//! a break anywhere repeats nothing. Of newest values sent together the last one has the `id`. The body pulls: what the client does not take is not made.
+//! a break anywhere repeats nothing. Of newest values sent together the last one has the `id`. The body
+//! pulls: what the client does not take is not made.
 
 use std::convert::Infallible;
 use std::sync::Arc;

@@ -10,7 +10,8 @@
 //!
 //! A subscription that began with a place lies as far behind as it did before; one that was live and lies
 //! further behind than `live.max_lag` is told of a gap, and goes on from the hub's place; not so a patient
-//! one, for which a new value makes up for all before it. `pull` never waits: a read of the log runs beside it and rings the bell.
+//! one, for which a new value makes up for all before it. `pull` never waits: a read of the log runs beside
+//! it and rings the bell.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
