@@ -33,10 +33,11 @@ pub(crate) enum PlaceError {
 }
 
 impl PlaceError {
-    /// True when the same question may be answered later.
+    /// True when the same question may be answered later. That of the log always may: a topic that is gone may
+    /// be made again, and a process whose log stays another one is ended by its upkeep.
     pub(crate) fn is_retryable(&self) -> bool {
         match self {
-            Self::Log(error) => matches!(error, LogError::Unavailable(_)),
+            Self::Log(_) => true,
             Self::Store(error) => error.is_retryable(),
         }
     }

@@ -186,6 +186,15 @@ impl Process {
     }
 }
 
+/// A test that fails tells what its processes said: many a failure comes about once in fifty runs.
+impl Drop for Process {
+    fn drop(&mut self) {
+        if std::thread::panicking() && self.output.is_some() {
+            eprintln!("--- {} wrote:\n{}", self.role, self.stderr());
+        }
+    }
+}
+
 async fn spawn(
     role: &str,
     port: u16,

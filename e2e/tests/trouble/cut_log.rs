@@ -8,6 +8,7 @@ use pulsestream_e2e::on_both;
 use pulsestream_e2e::process::Process;
 use pulsestream_shared::event::EventId;
 use pulsestream_shared::log::kafka::damage;
+use pulsestream_shared::testing::wait_for;
 use uuid::Uuid;
 
 use crate::support::{Log, Site, counter, devices, kafka_config};
@@ -85,6 +86,27 @@ async fn a_topic_recreated_under_a_running_consumer_is_read_from_its_start() {
     let log = Log::attach(&site.home).await;
     site.stored_exactly(&expected, &log).await;
     log.close().await;
+    assert_eq!(consumer.terminate().await, Some(0), "{}", consumer.stderr());
+    site.remove().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topic_that_is_away_for_a_moment_does_not_end_a_running_consumer() {
+    let site = Site::new(Engines::Servers).await;
+    let devices = devices(6);
+    let mut expected = site.accept(&devices, 3).await;
+    let output = tempfile::tempdir().expect("a folder");
+    let mut consumer = Process::start_logged("consumer", &site.home.variables, output.path()).await;
+    site.stored(expected.len()).await;
+    let config = kafka_config(&site.home.config());
+    damage::delete_raw(&config).await.expect("deleted");
+    wait_for("the consumer to miss the topic", PATIENCE, async || {
+        consumer.stderr().contains("\"revoked\"")
+    })
+    .await;
+    damage::create_raw(&config).await.expect("made");
+    expected.extend(site.accept(&devices, 2).await);
+    site.stored(expected.len()).await;
     assert_eq!(consumer.terminate().await, Some(0), "{}", consumer.stderr());
     site.remove().await;
 }

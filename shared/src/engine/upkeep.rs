@@ -3,15 +3,20 @@
 
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use super::{Engine, LogKind};
 use crate::admin::{Dependency, Readiness};
 use crate::clock;
 use crate::log::embedded::EmbeddedLog;
-use crate::log::{EventLog as _, LogError, LogIdentity as _, STORE_GROUP, Topic};
+use crate::log::{EventLog as _, Identity, LogError, LogIdentity, STORE_GROUP, Topic};
 use crate::service::{Context, PROBE_INTERVAL};
 use crate::store::{EventStore, KeyHash};
 
 const IDENTITY_INTERVAL: Duration = Duration::from_secs(3);
+/// How long the log must be another one without a break before the process ends. A broker that just started
+/// may not know a topic yet, and an operator may make one anew.
+const IDENTITY_PATIENCE: Duration = Duration::from_secs(9);
 const RETENTION_INTERVAL: Duration = Duration::from_secs(60);
 
 impl Engine {
@@ -29,7 +34,10 @@ impl Engine {
         };
         context.spawn("probe", probe);
         let stop = context.shutdown.stop.clone();
-        let same_log = stop.clone().run_until_cancelled_owned(self.clone().until_another_log());
+        let (identity, partitions) = (self.identity.clone(), self.partitions);
+        let same_log = stop.clone().run_until_cancelled_owned(async move {
+            until_another_log(identity.as_ref(), partitions).await;
+        });
         context.spawn("log identity", async move {
             same_log.await;
         });
@@ -46,31 +54,6 @@ impl Engine {
                     }
                 }
             });
-        }
-    }
-
-    /// Ends when the log turns out to be one this process cannot serve. Two looks in a row must say so: a
-    /// broker that just started may not know a topic yet.
-    async fn until_another_log(self) {
-        let mut before = false;
-        loop {
-            tokio::time::sleep(IDENTITY_INTERVAL).await;
-            let reason = match self.identity.identity().await {
-                Err(LogError::Unusable(reason)) => reason,
-                Ok(identity) if identity.partitions != self.partitions => format!(
-                    "the log has {} partitions where it had {} when this process started",
-                    identity.partitions, self.partitions
-                ),
-                Ok(_) | Err(LogError::Unavailable(_)) => {
-                    before = false;
-                    continue;
-                }
-            };
-            if before {
-                tracing::error!(%reason, "another log than this process was started for");
-                return;
-            }
-            before = true;
         }
     }
 
@@ -92,6 +75,40 @@ impl Engine {
     }
 }
 
+/// Ends when the log turns out to be one this process cannot serve.
+async fn until_another_log(identity: &dyn LogIdentity, partitions: u32) {
+    let mut since = None;
+    loop {
+        tokio::time::sleep(IDENTITY_INTERVAL).await;
+        let reason = unservable(identity.identity().await, partitions);
+        if lasts(&mut since, reason.is_some(), Instant::now()) {
+            tracing::error!(reason, "another log than this process was started for");
+            return;
+        }
+    }
+}
+
+/// Why a log of that identity cannot be served by a process made for so many partitions.
+fn unservable(found: Result<Identity, LogError>, partitions: u32) -> Option<String> {
+    match found {
+        Err(LogError::Unusable(reason)) => Some(reason),
+        Ok(found) if found.partitions != partitions => Some(format!(
+            "the log has {} partitions where it had {partitions} when this process started",
+            found.partitions
+        )),
+        Ok(_) | Err(LogError::Unavailable(_)) => None,
+    }
+}
+
+/// Whether it was another log at every look of [`IDENTITY_PATIENCE`]; `since` is the first of them.
+fn lasts(since: &mut Option<Instant>, another: bool, now: Instant) -> bool {
+    if !another {
+        *since = None;
+        return false;
+    }
+    now.duration_since(*since.get_or_insert(now)) >= IDENTITY_PATIENCE
+}
+
 /// Removes from the embedded log what is old and stored.
 async fn retain(log: &EmbeddedLog, store: &dyn EventStore) -> Result<(), String> {
     let epoch = log.identity().await.map_err(|error| error.to_string())?.epoch;
@@ -111,4 +128,37 @@ async fn retain(log: &EmbeddedLog, store: &dyn EventStore) -> Result<(), String>
     let removed = log.retain(clock::unix_ms(), &floor).await.map_err(|error| error.to_string())?;
     tracing::debug!(removed, "log retention");
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+
+    /// Looks three seconds apart; each says whether the log was another one.
+    fn ends(looks: &[bool]) -> bool {
+        let (start, mut since) = (Instant::now(), None);
+        let at = |look| start + IDENTITY_INTERVAL * look;
+        (0..).zip(looks).any(|(look, another)| lasts(&mut since, *another, at(look)))
+    }
+
+    #[test]
+    fn a_log_that_stays_away_ends_the_process() {
+        assert!(ends(&[true; 4]));
+    }
+
+    #[test]
+    fn a_log_that_comes_back_ends_nothing() {
+        assert!(!ends(&[true, true, true, false, true, true, true, false]));
+    }
+
+    #[test]
+    fn a_log_is_unservable_when_it_is_gone_or_has_another_partition_count() {
+        let found = |partitions| Ok(Identity { epoch: Uuid::nil(), partitions });
+        assert_eq!(unservable(found(4), 4), None);
+        assert_eq!(unservable(Err(LogError::Unavailable("away".to_owned())), 4), None);
+        assert_eq!(unservable(Err(LogError::Unusable("gone".to_owned())), 4).unwrap(), "gone");
+        assert!(unservable(found(6), 4).unwrap().contains("has 6 partitions where it had 4"));
+    }
 }

@@ -44,6 +44,15 @@ pub async fn delete_records(
 /// # Errors
 /// [`LogError::Unavailable`], as the brokers say.
 pub async fn recreate_raw(config: &KafkaConfig) -> Result<(), LogError> {
+    delete_raw(config).await?;
+    create_raw(config).await
+}
+
+/// The first half of [`recreate_raw`].
+///
+/// # Errors
+/// [`LogError::Unavailable`], as the brokers say.
+pub async fn delete_raw(config: &KafkaConfig) -> Result<(), LogError> {
     let names = Names::of(config);
     for result in
         admin(config)?.delete_topics(&[&names.raw], &options()).await.map_err(unavailable)?
@@ -58,8 +67,17 @@ pub async fn recreate_raw(config: &KafkaConfig) -> Result<(), LogError> {
         }
         tokio::time::sleep(topics::CREATION_LOOK).await;
     }
+    Ok(())
+}
+
+/// The second half of [`recreate_raw`].
+///
+/// # Errors
+/// [`LogError::Unavailable`], as the brokers say.
+pub async fn create_raw(config: &KafkaConfig) -> Result<(), LogError> {
+    let names = Names::of(config);
     topics::create_topics(config, &names).await?;
-    topics::wait_for_topics(&readers, &names).await
+    topics::wait_for_topics(&Readers::new(config), &names).await
 }
 
 /// Gives [`crate::log::Topic::Raw`] more partitions, as an operator who means well does.
