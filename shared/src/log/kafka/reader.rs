@@ -326,7 +326,11 @@ impl Reader {
                     break;
                 }
                 Some(Err(error)) => tracing::debug!(%error, "a read met an error; waiting"),
-                None if batch.len() > 0 || Instant::now() >= deadline => break,
+                None if batch.len() > 0 => break,
+                // Not an empty answer: that would say that there is nothing to read.
+                None if Instant::now() >= deadline => {
+                    return Err(unavailable("no record came in time"));
+                }
                 None => {}
             }
         }
