@@ -188,6 +188,7 @@ impl Process {
 
 /// A test that fails tells what its processes said: many a failure comes about once in fifty runs.
 impl Drop for Process {
+    #[expect(clippy::print_stderr, reason = "for whoever reads the test's output")]
     fn drop(&mut self) {
         if std::thread::panicking() && self.output.is_some() {
             eprintln!("--- {} wrote:\n{}", self.role, self.stderr());

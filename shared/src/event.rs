@@ -106,18 +106,24 @@ pub struct Event {
 }
 
 impl Event {
-    /// Writes the one JSON form, on a single line.
+    /// The one JSON form, on a single line.
     pub fn to_json(&self) -> Vec<u8> {
         let metadata_bytes = self.metadata.as_ref().map_or(0, |metadata| metadata.as_json().len());
         let mut json = String::with_capacity(192 + self.event_type.len() + metadata_bytes);
+        self.push_json(&mut json);
+        json.into_bytes()
+    }
+
+    /// Appends [`Event::to_json`].
+    pub(crate) fn push_json(&self, json: &mut String) {
         json.push_str("{\"id\":\"");
-        push_uuid(&mut json, self.id.0);
+        push_uuid(json, self.id.0);
         json.push_str("\",\"deviceId\":\"");
-        push_uuid(&mut json, self.device_id.0);
+        push_uuid(json, self.device_id.0);
         json.push_str("\",\"eventType\":");
-        push_json_string(&mut json, &self.event_type);
+        push_json_string(json, &self.event_type);
         json.push_str(",\"value\":");
-        push_number(&mut json, self.value);
+        push_number(json, self.value);
         json.push_str(",\"timestamp\":");
         json.push_str(itoa::Buffer::new().format(self.timestamp_ms));
         if let Some(metadata) = &self.metadata {
@@ -125,7 +131,6 @@ impl Event {
             json.push_str(metadata.as_json());
         }
         json.push('}');
-        json.into_bytes()
     }
 }
 

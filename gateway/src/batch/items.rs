@@ -55,7 +55,8 @@ impl Items {
         if texts.is_empty() {
             return Err(Problem::from(Code::BatchInvalid).detail("the batch holds no event"));
         }
-        let mut judge = Judge { config, now_ms, events: Vec::new(), first: HashMap::new() };
+        let events = Vec::with_capacity(texts.len());
+        let mut judge = Judge { config, now_ms, events, first: None };
         let mut places = Vec::with_capacity(texts.len());
         for (index, text) in texts.into_iter().enumerate() {
             let derived = key.map(|key| derived_id(key, index));
@@ -81,8 +82,9 @@ struct Judge<'a> {
     config: &'a config::Ingest,
     now_ms: i64,
     events: Vec<BatchEvent>,
-    /// Which of them has each id. Derived ids too: a client can send one of its batch's as an event's own.
-    first: HashMap<EventId, usize>,
+    /// Which of them has each id, once one has brought its own. Derived ids too: a client can send one of its
+    /// batch's as an event's own; but among themselves they never are the same.
+    first: Option<HashMap<EventId, usize>>,
 }
 
 impl Judge<'_> {
@@ -97,20 +99,30 @@ impl Judge<'_> {
             Err(problem) => return Place::Invalid(id_in(text).or(derived), problem),
         };
         let id = draft.event.id;
-        match self.first.entry(id) {
-            Entry::Vacant(place) => drop(place.insert(self.events.len())),
-            Entry::Occupied(first) => {
-                let said = fingerprint(&draft.event);
-                let first = self.events.get(*first.get());
-                if first.is_some_and(|first| fingerprint(&first.event) == said) {
-                    return Place::Repeat(id);
-                }
-                return Place::Invalid(Some(id), Code::IdempotencyMismatch.into());
-            }
-        }
         let own_id = derived != Some(id);
+        if let Some(first) = self.first_of(id, own_id) {
+            if fingerprint(&first.event) == fingerprint(&draft.event) {
+                return Place::Repeat(id);
+            }
+            return Place::Invalid(Some(id), Code::IdempotencyMismatch.into());
+        }
         self.events.push(BatchEvent { event: draft.event, own_id, too_old: draft.too_old });
         Place::Event(self.events.len() - 1)
+    }
+
+    /// The event that has the id; when none has, the next one will.
+    fn first_of(&mut self, id: EventId, own_id: bool) -> Option<&BatchEvent> {
+        if self.first.is_none() && own_id {
+            let ids = self.events.iter().enumerate().map(|(at, event)| (event.event.id, at));
+            self.first = Some(ids.collect());
+        }
+        match self.first.as_mut()?.entry(id) {
+            Entry::Vacant(place) => {
+                place.insert(self.events.len());
+                None
+            }
+            Entry::Occupied(at) => self.events.get(*at.get()),
+        }
     }
 }
 

@@ -8,11 +8,10 @@
 //! **Invariant.** A batch's key is done only when every event of it is settled for good: in the log, or
 //! refused for what it is. Otherwise the key stays open and the same body goes on where it ended.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use pulsestream_shared::cache::{Fingerprint, LockKey, LockRecord};
-use pulsestream_shared::codec::{Unsure, record, shared_headers};
+use pulsestream_shared::codec::{Encoder, Unsure, shared_headers};
 use pulsestream_shared::event::{ClientId, Event};
 use pulsestream_shared::log::{AppendError, AppendResult, EventLog, Headers, NewRecord, Topic};
 use pulsestream_shared::problem::Code;
@@ -172,10 +171,13 @@ impl BatchCommit {
         let to_append = || turns.iter().filter(|turn| matches!(turn, Turn::Append(_))).count();
         let mut step = batch.trace.as_ref().map(|trace| trace.send(Topic::Raw, to_append()));
         let trace = step.as_ref().map(Step::parent);
-        let mut headers = ByLock { batch, trace, known: HashMap::new() };
+        let mut headers = ByLock { batch, trace, known: Vec::new() };
+        let mut encoder = Encoder::new(self.partitions, turns.len());
         for (index, (event, turn)) in batch.events.iter().zip(turns.iter_mut()).enumerate() {
             let Turn::Append(lease) = turn else { continue };
-            let record = self.record(event, lease.as_ref(), whole, &mut headers);
+            let unsure = lease.as_ref().or(whole).and_then(|lease| lease.unsure);
+            let mut record = encoder.record(&event.event, headers.of(unsure));
+            record.outcomes.extend(lease.as_ref().map(Lease::outcome));
             if self.admits(&mut passes, &record) {
                 records.push(record);
                 places.push(index);
@@ -205,20 +207,6 @@ impl BatchCommit {
                 let lease = if let Turn::Append(lease) = turn { lease.take() } else { None };
                 *turn = Turn::Answered(self.answer(result, lease, whole));
             }
-        }
-    }
-
-    fn record(
-        &self,
-        event: &BatchEvent,
-        lease: Option<&Lease>,
-        whole: Option<&Lease>,
-        headers: &mut ByLock<'_>,
-    ) -> NewRecord {
-        let unsure = lease.or(whole).and_then(|lease| lease.unsure);
-        NewRecord {
-            outcomes: lease.map(Lease::outcome).into_iter().collect(),
-            ..record(&event.event, headers.of(unsure), self.partitions)
         }
     }
 
@@ -311,14 +299,19 @@ struct ByLock<'a> {
     batch: &'a Batch,
     /// The step that sends them, when it is traced.
     trace: Option<TraceParent>,
-    known: HashMap<Option<Unsure>, Headers>,
+    /// Almost always one.
+    known: Vec<(Option<Unsure>, Headers)>,
 }
 
 impl ByLock<'_> {
     fn of(&mut self, unsure: Option<Unsure>) -> Headers {
+        if let Some((_, headers)) = self.known.iter().find(|(known, _)| *known == unsure) {
+            return headers.clone();
+        }
         let Batch { client, received_at_us, .. } = self.batch;
-        let headers = || shared_headers(*client, *received_at_us, unsure, self.trace);
-        self.known.entry(unsure).or_insert_with(headers).clone()
+        let headers = shared_headers(*client, *received_at_us, unsure, self.trace);
+        self.known.push((unsure, headers.clone()));
+        headers
     }
 }
 

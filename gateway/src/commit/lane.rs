@@ -6,7 +6,7 @@ use std::time::{Duration, Instant as StdInstant};
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use pulsestream_shared::clock;
-use pulsestream_shared::codec::encode_traced;
+use pulsestream_shared::codec::Encoder;
 use pulsestream_shared::log::{AppendError, AppendResult, EventLog, NewRecord, Topic};
 use pulsestream_shared::problem::Code;
 use pulsestream_shared::traces::Step;
@@ -82,7 +82,8 @@ impl Lane {
         if group.is_empty() {
             return;
         }
-        let records = group.iter_mut().map(|owned| self.record(owned)).collect();
+        let mut encoder = Encoder::new(self.partitions, group.len());
+        let records = group.iter_mut().map(|owned| record(owned, &mut encoder)).collect();
         self.metrics.group_records.observe(group.len() as f64);
         let started = StdInstant::now();
         let results = self.log.append(Topic::Raw, records).await;
@@ -93,14 +94,6 @@ impl Lane {
         for (owned, result) in group.into_iter().zip(results) {
             self.settle_one(owned, result);
         }
-    }
-
-    fn record(&self, owned: &mut Owned) -> NewRecord {
-        let attempt = &owned.waiting.attempt;
-        owned.waiting.step = attempt.trace.as_ref().map(|trace| trace.send(Topic::Raw, 1));
-        let trace = owned.waiting.step.as_ref().map(Step::parent);
-        let record = encode_traced(&attempt.accepted, trace, self.partitions);
-        NewRecord { outcomes: vec![owned.lease.outcome()], ..record }
     }
 
     fn settle_one(&self, mut owned: Owned, result: AppendResult) {
@@ -144,4 +137,12 @@ impl Lane {
     fn settle(&self, change: Change) {
         change.queue(&self.settle, &self.finishing, &self.metrics);
     }
+}
+
+fn record(owned: &mut Owned, encoder: &mut Encoder) -> NewRecord {
+    let attempt = &owned.waiting.attempt;
+    owned.waiting.step = attempt.trace.as_ref().map(|trace| trace.send(Topic::Raw, 1));
+    let trace = owned.waiting.step.as_ref().map(Step::parent);
+    let record = encoder.encode(&attempt.accepted, trace);
+    NewRecord { outcomes: vec![owned.lease.outcome()], ..record }
 }

@@ -30,6 +30,7 @@ use super::KafkaConfig;
 use super::ballots::Ballots;
 use super::client::{self, unavailable};
 use super::statistics::{self, Client, ClientMetrics, Told};
+use crate::clock;
 use crate::log::{AppendError, AppendResult, Headers, LogError, NewRecord};
 
 /// How long the thread waits for reports before it looks around. librdkafka's binding spins through the
@@ -117,10 +118,11 @@ impl Shared {
             let closed = AppendError::Unavailable("the producer is closed".to_owned());
             return self.ballots.settle_from(first, &closed);
         };
+        // Told, or librdkafka asks the clock for each record. The broker's own time is what counts.
+        let timestamp = Some(clock::unix_ms());
         for ((number, record), headers) in (first..).zip(records).zip(native_headers(records)) {
-            let Err((error, _)) = producer.send(base_record(topic, record, headers, number)) else {
-                continue;
-            };
+            let record = BaseRecord { timestamp, ..base_record(topic, record, headers, number) };
+            let Err((error, _)) = producer.send(record) else { continue };
             let error = verdict_on_entry(&error);
             if matches!(error, AppendError::Unavailable(_)) {
                 // No later record of the batch may overtake this one.
