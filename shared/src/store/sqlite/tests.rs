@@ -161,3 +161,32 @@ async fn a_query_whose_time_is_over_is_ended_and_the_next_one_answered() {
     let id = crate::event::EventId(uuid::Uuid::from_u128(1));
     assert!(hasty.event(crate::event::ClientId(1), id).await.unwrap().is_some());
 }
+
+#[tokio::test]
+async fn views_write_ids_and_times_out() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("store.db");
+    migrate(&path).await.unwrap();
+    let store = open(&path).await;
+    store.place("g", None, place(0, 0)).await.unwrap();
+    let rows = rows(0, 1..=1);
+    let event = rows[0].event.clone();
+    sqlx::query("insert into clients values (?, 'acme', 0)")
+        .bind(rows[0].client.0)
+        .execute(&store.writer)
+        .await
+        .unwrap();
+    let one = StoreBatch { group: "g", ..batch(0, 1, rows) };
+    store.write(&one, &Copies::default()).await.unwrap();
+    let view = "select client, device_id, cast(round(unixepoch(ts, 'subsec') * 1000) as integer) from client_events";
+    let seen: (String, String, i64) = sqlx::query_as(view).fetch_one(&store.writer).await.unwrap();
+    assert_eq!(seen, ("acme".to_owned(), event.device_id.to_string(), event.timestamp_ms));
+    let letter = "insert into dead_letters (topic, part, epoch, off, reason, detail, created_at)
+                  values ('metrics.raw', 0, zeroblob(16), 1, 'malformed', 'value: not JSON', 0)";
+    sqlx::query(letter).execute(&store.writer).await.unwrap();
+    let view = "select id, device_id, created_at from client_dead_letters";
+    let seen: (Option<String>, Option<String>, String) =
+        sqlx::query_as(view).fetch_one(&store.writer).await.unwrap();
+    assert_eq!(seen, (None, None, "1970-01-01T00:00:00.000Z".to_owned()));
+    store.close().await;
+}
