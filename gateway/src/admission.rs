@@ -24,7 +24,10 @@ use crate::shedding::Shedding;
 #[derive(Clone)]
 pub(crate) struct Admission {
     metrics: Arc<GatewayMetrics>,
+    /// Of those there is no room for.
     shedding: Arc<Shedding>,
+    /// Of those without a key that works: a flood of them must not delay what the others are told.
+    turning_away: Arc<Shedding>,
     traces: Traces,
     most: i64,
 }
@@ -48,7 +51,10 @@ impl Counted {
 impl Admission {
     pub(crate) fn new(metrics: Arc<GatewayMetrics>, traces: Traces, max_in_flight: usize) -> Self {
         let most = i64::try_from(max_in_flight).unwrap_or(i64::MAX);
-        Self { metrics, shedding: Arc::new(Shedding::new()), traces, most }
+        let shedding = Arc::new(Shedding::new(1_000, 1_000));
+        // Fewer: a thousand together are a tenth of a second in which good events wait.
+        let turning_away = Arc::new(Shedding::new(200, 100));
+        Self { metrics, shedding, turning_away, traces, most }
     }
 
     /// Does the work of one `POST`, which may be traced, or sheds it.
@@ -93,10 +99,22 @@ impl Admission {
         };
         let response = work.await;
         drop(place);
-        if response.extensions().get() == Some(&Code::Overloaded) {
-            self.shedding.turn().await;
+        if let Some(pace) = response.extensions().get().and_then(|code| self.pace_of(*code)) {
+            pace.turn().await;
         }
         response
+    }
+
+    /// What keeps an answer back that costs the sender nothing to cause and us a third of an event.
+    fn pace_of(&self, code: Code) -> Option<&Shedding> {
+        match code {
+            Code::Overloaded => Some(&self.shedding),
+            // Unavailable: above all a key that cannot be looked up now.
+            Code::MissingApiKey | Code::InvalidApiKey | Code::Unavailable => {
+                Some(&self.turning_away)
+            }
+            _ => None,
+        }
     }
 
     /// A place among the requests at work. One that finds none waits its turn to be told so, and is told
