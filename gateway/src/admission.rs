@@ -18,16 +18,13 @@ use pulsestream_shared::problem::{Code, Problem};
 use pulsestream_shared::traces::{RequestSpan, Trace, Traces};
 
 use crate::metrics::GatewayMetrics;
-use crate::shedding::Shedding;
+use crate::shedding::Paces;
 
 /// Bounds the requests at work, and counts and times every answer.
 #[derive(Clone)]
 pub(crate) struct Admission {
     metrics: Arc<GatewayMetrics>,
-    /// Of those there is no room for.
-    shedding: Arc<Shedding>,
-    /// Of those without a key that works: a flood of them must not delay what the others are told.
-    turning_away: Arc<Shedding>,
+    paces: Arc<Paces>,
     traces: Traces,
     most: i64,
 }
@@ -51,10 +48,7 @@ impl Counted {
 impl Admission {
     pub(crate) fn new(metrics: Arc<GatewayMetrics>, traces: Traces, max_in_flight: usize) -> Self {
         let most = i64::try_from(max_in_flight).unwrap_or(i64::MAX);
-        let shedding = Arc::new(Shedding::new(1_000, 1_000));
-        // Fewer: a thousand together are a tenth of a second in which good events wait.
-        let turning_away = Arc::new(Shedding::new(200, 100));
-        Self { metrics, shedding, turning_away, traces, most }
+        Self { metrics, paces: Arc::default(), traces, most }
     }
 
     /// Does the work of one `POST`, which may be traced, or sheds it.
@@ -99,22 +93,10 @@ impl Admission {
         };
         let response = work.await;
         drop(place);
-        if let Some(pace) = response.extensions().get().and_then(|code| self.pace_of(*code)) {
+        if let Some(pace) = response.extensions().get().and_then(|code| self.paces.of(*code)) {
             pace.turn().await;
         }
         response
-    }
-
-    /// What keeps an answer back that costs the sender nothing to cause and us a third of an event.
-    fn pace_of(&self, code: Code) -> Option<&Shedding> {
-        match code {
-            Code::Overloaded => Some(&self.shedding),
-            // Unavailable: above all a key that cannot be looked up now.
-            Code::MissingApiKey | Code::InvalidApiKey | Code::Unavailable => {
-                Some(&self.turning_away)
-            }
-            _ => None,
-        }
     }
 
     /// A place among the requests at work. One that finds none waits its turn to be told so, and is told
@@ -124,7 +106,7 @@ impl Admission {
         if place.is_some() {
             return place;
         }
-        self.shedding.turn().await;
+        self.paces.overloaded.turn().await;
         InFlight::enter(&self.metrics.in_flight, self.most)
     }
 

@@ -11,11 +11,39 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use pulsestream_shared::bucket::{Bucket, Debt, Rate};
+use pulsestream_shared::problem::Code;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 /// Refusals that may wait; further ones are answered at once, so that no flood of HTTP/2 streams is kept.
 const MOST_WAITING: usize = 20_000;
+
+/// The paces of one gateway's refusals.
+pub(crate) struct Paces {
+    /// Of those there is no room for.
+    pub(crate) overloaded: Shedding,
+    /// Of those without a key that works: a flood of them must not delay what the others are told. Fewer, because
+    /// a thousand together are a tenth of a second in which good events wait.
+    keyless: Shedding,
+}
+
+impl Default for Paces {
+    fn default() -> Self {
+        Self { overloaded: Shedding::new(1_000, 1_000), keyless: Shedding::new(200, 100) }
+    }
+}
+
+impl Paces {
+    /// That of an answer which costs its sender nothing to cause.
+    pub(crate) fn of(&self, code: Code) -> Option<&Shedding> {
+        match code {
+            Code::Overloaded => Some(&self.overloaded),
+            // Unavailable: above all a key that cannot be looked up now.
+            Code::MissingApiKey | Code::InvalidApiKey | Code::Unavailable => Some(&self.keyless),
+            _ => None,
+        }
+    }
+}
 
 /// Paces refusals.
 pub(crate) struct Shedding {
@@ -27,7 +55,7 @@ pub(crate) struct Shedding {
 
 impl Shedding {
     /// Lets so many refusals a second go at once, and so many together.
-    pub(crate) fn new(per_second: u32, together: u32) -> Self {
+    fn new(per_second: u32, together: u32) -> Self {
         let pace = Rate::new(per_second, Some(together)).expect("rates above 0");
         let waiting = Semaphore::new(MOST_WAITING);
         Self { origin: Instant::now(), pace, bucket: Mutex::default(), waiting }
@@ -72,6 +100,22 @@ mod tests {
         assert_eq!(shedding.wait(at(0)), longest);
         for ms in 3_000..13_000 {
             assert_eq!(shedding.wait(at(ms)), Duration::ZERO);
+        }
+    }
+
+    #[test]
+    fn a_flood_without_keys_waits_and_delays_nobody_else() {
+        let paces = Paces::default();
+        let now = Instant::now();
+        let waits = |code| paces.of(code).is_some_and(|pace| !pace.wait(now).is_zero());
+        for _ in 0..100 {
+            assert!(!waits(Code::InvalidApiKey));
+        }
+        for code in [Code::InvalidApiKey, Code::MissingApiKey, Code::Unavailable] {
+            assert!(waits(code), "{code:?}");
+        }
+        for code in [Code::Overloaded, Code::ValidationFailed, Code::LogUnavailable] {
+            assert!(!waits(code), "{code:?}");
         }
     }
 }
