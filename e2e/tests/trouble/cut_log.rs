@@ -71,14 +71,20 @@ fn copy_log(from: &Path, to: &Path) {
     }
 }
 
+/// A consumer of its own process that has stored three events of each device.
+async fn consumer_at_work(site: &Site, devices: &[Uuid], output: &Path) -> (Process, Vec<EventId>) {
+    let accepted = site.accept(devices, 3).await;
+    let consumer = Process::start_logged("consumer", &site.home.variables, output).await;
+    site.stored(accepted.len()).await;
+    (consumer, accepted)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_topic_recreated_under_a_running_consumer_is_read_from_its_start() {
     let site = Site::new(Engines::Servers).await;
     let devices = devices(6);
-    let mut expected = site.accept(&devices, 3).await;
     let output = tempfile::tempdir().expect("a folder");
-    let mut consumer = Process::start_logged("consumer", &site.home.variables, output.path()).await;
-    site.stored(expected.len()).await;
+    let (mut consumer, mut expected) = consumer_at_work(&site, &devices, output.path()).await;
     damage::recreate_raw(&kafka_config(&site.home.config())).await.expect("recreated");
     // More than before, so that every old place lies inside the new topic.
     expected.extend(site.accept(&devices, 9).await);
@@ -94,10 +100,8 @@ async fn a_topic_recreated_under_a_running_consumer_is_read_from_its_start() {
 async fn a_topic_that_is_away_for_a_moment_does_not_end_a_running_consumer() {
     let site = Site::new(Engines::Servers).await;
     let devices = devices(6);
-    let mut expected = site.accept(&devices, 3).await;
     let output = tempfile::tempdir().expect("a folder");
-    let mut consumer = Process::start_logged("consumer", &site.home.variables, output.path()).await;
-    site.stored(expected.len()).await;
+    let (mut consumer, mut expected) = consumer_at_work(&site, &devices, output.path()).await;
     let config = kafka_config(&site.home.config());
     damage::delete_raw(&config).await.expect("deleted");
     wait_for("the consumer to miss the topic", PATIENCE, async || {

@@ -2,6 +2,8 @@
 
 use sqlx::{AssertSqlSafe, Connection as _, Row};
 
+use super::PostgresStore;
+use super::inspect::ScratchDatabase;
 use super::tests::{begin, on_scratch, open};
 use crate::clock;
 use crate::store::EventStore as _;
@@ -22,6 +24,17 @@ const SAMPLES: &[&str] = &[
     "update consumer_offsets set grp = 'pulsestream-store'",
 ];
 
+/// A store that holds the samples.
+async fn filled(scratch: &ScratchDatabase) -> PostgresStore {
+    let store = open(scratch).await;
+    begin(&store).await;
+    store.maintain(clock::unix_ms()).await.unwrap();
+    for sample in SAMPLES {
+        scratch.execute(sample).await.unwrap();
+    }
+    store
+}
+
 /// The page's blocks of SQL.
 fn queries() -> Vec<&'static str> {
     let blocks = PAGE.split("```sql\n").skip(1);
@@ -31,12 +44,7 @@ fn queries() -> Vec<&'static str> {
 #[tokio::test]
 async fn every_query_of_the_page_finds_something() {
     on_scratch(async |scratch| {
-        let store = open(scratch).await;
-        begin(&store).await;
-        store.maintain(clock::unix_ms()).await.unwrap();
-        for sample in SAMPLES {
-            scratch.execute(sample).await.unwrap();
-        }
+        let store = filled(scratch).await;
         let queries = queries();
         assert!(queries.len() >= 9, "{}", queries.len());
         for query in queries {
@@ -71,12 +79,7 @@ async fn the_page_names_every_table_and_column() {
 #[tokio::test]
 async fn the_role_that_reads_sees_the_views_and_nothing_else() {
     on_scratch(async |scratch| {
-        let store = open(scratch).await;
-        begin(&store).await;
-        store.maintain(clock::unix_ms()).await.unwrap();
-        for sample in SAMPLES {
-            scratch.execute(sample).await.unwrap();
-        }
+        let store = filled(scratch).await;
         let mut reader = store.pool.acquire().await.unwrap().detach();
         sqlx::query("set role pulsestream_reader").execute(&mut reader).await.unwrap();
         for view in ["client_events", "client_dead_letters", "stored_places"] {
