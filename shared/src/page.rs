@@ -48,7 +48,7 @@ async fn show(State(page): State<Arc<Page>>, headers: HeaderMap) -> Response {
     // Asked for again each time, and answered with the bytes only when they are others.
     let caching = HeaderValue::from_static("no-cache");
     let told = [(header::ETAG, page.etag.clone()), (header::CACHE_CONTROL, caching)];
-    if headers.get(header::IF_NONE_MATCH) == Some(&page.etag) {
+    if is_known(&headers, &page.etag) {
         return (StatusCode::NOT_MODIFIED, told).into_response();
     }
     let mut response = (told, page.body.clone()).into_response();
@@ -56,6 +56,16 @@ async fn show(State(page): State<Arc<Page>>, headers: HeaderMap) -> Response {
         response.headers_mut().insert(name, value.clone());
     }
     response
+}
+
+/// Whether the client has it: a list of tags, each weak when a proxy on the way compressed what it tags, or `*`.
+fn is_known(headers: &HeaderMap, etag: &HeaderValue) -> bool {
+    let lists = headers.get_all(header::IF_NONE_MATCH).into_iter();
+    let mut tags = lists.filter_map(|list| list.to_str().ok()).flat_map(|list| list.split(','));
+    tags.any(|tag| {
+        let tag = tag.trim();
+        tag == "*" || etag == tag.strip_prefix("W/").unwrap_or(tag)
+    })
 }
 
 /// As the API's description tells it.
@@ -70,4 +80,32 @@ pub const ETAG: Header = Header {
 /// What is answered to a client that has it already.
 pub fn unchanged() -> Answer {
     Answer::new(StatusCode::NOT_MODIFIED, "You have it: `If-None-Match` names it.").header(ETAG)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tag_is_known_alone_in_a_list_in_a_second_header_and_when_a_proxy_made_it_weak() {
+        let known = |lists: &[&'static str]| {
+            let mut headers = HeaderMap::new();
+            for list in lists {
+                headers.append(header::IF_NONE_MATCH, HeaderValue::from_static(list));
+            }
+            is_known(&headers, &HeaderValue::from_static("\"0f3a\""))
+        };
+        for lists in [
+            &["\"0f3a\""][..],
+            &["W/\"0f3a\""],
+            &["\"1\", W/\"0f3a\""],
+            &["\"1\"", "\"0f3a\""],
+            &["*"],
+        ] {
+            assert!(known(lists), "{lists:?}");
+        }
+        for lists in [&[][..], &[""], &["0f3a"], &["\"1\",\"2\""], &["\"0f3a"]] {
+            assert!(!known(lists), "{lists:?}");
+        }
+    }
 }
