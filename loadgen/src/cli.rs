@@ -270,7 +270,10 @@ pub(crate) struct StrangersArgs {
     /// Requests with unknown keys per second
     #[arg(long, value_name = "REQUESTS/S", default_value_t = 10_000.0)]
     strangers: f64,
-    /// Seconds of each turn; a round has two
+    /// A bare handler (`loadgen baseline`) that the same strangers ask in turns of its own
+    #[arg(long, value_name = "URL")]
+    url_baseline: Option<String>,
+    /// Seconds of each turn; a round has two, or three with a baseline
     #[arg(long, value_name = "S", default_value = "5", value_parser = seconds)]
     duration: Duration,
     /// Rounds; odd, so that the median is one of them
@@ -286,6 +289,7 @@ impl StrangersArgs {
             rate: self.rate,
             connections: self.connections,
             strangers_per_s: self.strangers,
+            url_baseline: self.url_baseline,
             duration: self.duration,
             rounds: self.rounds,
         })

@@ -2,7 +2,8 @@
 //!
 //! Good events are sent on a schedule, in turns alone and beside requests whose API keys were never made,
 //! each another one; a round's result is the ratio of the two 99th percentiles, and the median of the
-//! ratios is the run's. Latency is from the actual send: one program makes both loads, and what it is late
+//! ratios is the run's. A flood costs something wherever it goes, as it shares the machine: a third turn beside the
+//! same flood on a handler that does nothing tells how much of the ratio that is. Latency is from the actual send: one program makes both loads, and what it is late
 //! by itself is not the server's. A stranger that is answered late asks later and is counted as late, so
 //! that a slow server is not shown a smaller flood unseen.
 
@@ -41,7 +42,9 @@ pub struct Options {
     pub connections: usize,
     /// Requests with unknown keys per second.
     pub strangers_per_s: f64,
-    /// Length of each turn; a round has two.
+    /// `http://host:port` of a handler that does nothing, to be flooded in turns of its own.
+    pub url_baseline: Option<String>,
+    /// Length of each turn; a round has two, or three with a baseline.
     pub duration: Duration,
     /// How many rounds.
     pub rounds: usize,
@@ -56,6 +59,8 @@ pub struct Report {
     pub p99_beside_ms: f64,
     /// Median of the per-round ratios beside / alone.
     pub p99_ratio: f64,
+    /// The same for strangers at the baseline.
+    pub p99_ratio_baseline: Option<f64>,
     /// Every round in order.
     pub rounds: Vec<Round>,
 }
@@ -67,6 +72,8 @@ pub struct Round {
     pub alone: Turn,
     /// Good events beside the strangers.
     pub beside: Turn,
+    /// Good events while the strangers were at the baseline.
+    pub beside_baseline: Option<Turn>,
     /// The strangers.
     pub strangers: Strangers,
 }
@@ -96,24 +103,43 @@ pub struct Strangers {
 /// # Errors
 /// Options that make no sense, or good events that are not accepted.
 pub async fn run(options: Options) -> Result<Report> {
-    let origin = Origin::parse(&options.url)?;
+    let gateway = Origin::parse(&options.url)?;
+    let baseline = options.url_baseline.as_deref().map(Origin::parse).transpose()?;
     ensure!(options.rounds > 0 && options.strangers_per_s > 0.0, "nothing to do");
     let warm = good(&options, WARM_UP).await?;
     ensure!(warm.by_status.contains_key(&202), "good events are answered {:?}", warm.by_status);
     let mut rounds = Vec::new();
     for _ in 0..options.rounds {
         let alone = good(&options, options.duration).await?;
-        let (beside, strangers) =
-            tokio::join!(good(&options, options.duration), flood(&origin, &options));
-        rounds.push(Round { alone, beside: beside?, strangers: strangers? });
+        let (beside, strangers) = beside_flood(&options, &gateway).await?;
+        let beside_baseline = match &baseline {
+            Some(baseline) => Some(beside_flood(&options, baseline).await?.0),
+            None => None,
+        };
+        rounds.push(Round { alone, beside, beside_baseline, strangers });
     }
-    let of = |value: fn(&Round) -> f64| median(rounds.iter().map(value)).unwrap_or_default();
+    let of = |value: fn(&Round) -> Option<f64>| median(rounds.iter().filter_map(value));
     Ok(Report {
-        p99_alone_ms: of(|round| round.alone.latency_ms.p99),
-        p99_beside_ms: of(|round| round.beside.latency_ms.p99),
-        p99_ratio: of(|round| round.beside.latency_ms.p99 / round.alone.latency_ms.p99),
+        p99_alone_ms: of(|round| Some(round.alone.p99())).unwrap_or_default(),
+        p99_beside_ms: of(|round| Some(round.beside.p99())).unwrap_or_default(),
+        p99_ratio: of(|round| Some(round.beside.p99() / round.alone.p99())).unwrap_or_default(),
+        p99_ratio_baseline: of(|round| {
+            Some(round.beside_baseline.as_ref()?.p99() / round.alone.p99())
+        }),
         rounds,
     })
+}
+
+impl Turn {
+    fn p99(&self) -> f64 {
+        self.latency_ms.p99
+    }
+}
+
+async fn beside_flood(options: &Options, flooded: &Origin) -> Result<(Turn, Strangers)> {
+    let (beside, strangers) =
+        tokio::join!(good(options, options.duration), flood(flooded, options));
+    Ok((beside?, strangers?))
 }
 
 async fn good(options: &Options, duration: Duration) -> Result<Turn> {
