@@ -16,6 +16,7 @@ fn options(server: &Server) -> Options {
         rate: 50.0,
         connections: 4,
         strangers_per_s: 200.0,
+        url_baseline: None,
         duration: Duration::from_millis(500),
         rounds: 1,
     }
@@ -42,6 +43,20 @@ async fn every_stranger_has_another_key_and_good_events_have_theirs() {
     let strangers: Vec<_> = keys.into_iter().filter(|key| *key != KEY).collect();
     assert_eq!(strangers.len() as u64, asked);
     assert_eq!(strangers.iter().collect::<BTreeSet<_>>().len(), strangers.len());
+}
+
+#[tokio::test]
+async fn a_baseline_is_flooded_in_a_turn_of_its_own_and_gets_no_good_event() {
+    let gateway = Server::start(|_: &Seen, _: &[Seen]| Reply::Status(202)).await;
+    let bare = Server::start(|_: &Seen, _: &[Seen]| Reply::Status(202)).await;
+    let options = Options { url_baseline: Some(bare.url.clone()), ..options(&gateway) };
+    let report = strangers::run(options).await.unwrap();
+    let beside = report.rounds[0].beside_baseline.as_ref().unwrap();
+    assert_eq!(beside.by_status.keys().collect::<Vec<_>>(), [&202]);
+    assert!(report.p99_ratio_baseline.is_some());
+    let seen = bare.seen();
+    assert!(seen.len() >= 64, "{} asked", seen.len());
+    assert!(seen.iter().all(|request| request.api_key.as_deref() != Some(KEY)));
 }
 
 #[tokio::test]
