@@ -1,13 +1,16 @@
 //! Why the server closes a WebSocket: the codes of the table in `docs/live.md`.
 
+use std::future::pending;
 use std::time::Duration;
 
 use axum::extract::ws::{CloseFrame, Message, Utf8Bytes, WebSocket};
 use futures_util::StreamExt as _;
 use pulsestream_shared::problem::{Code, Problem};
 use tokio::time::timeout;
+use tungstenite::error::{Error, ProtocolError};
 
 use crate::metrics::LiveMetrics;
+use crate::socket::Gone;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Close {
@@ -33,12 +36,18 @@ pub(crate) enum Close {
     BadQuery,
     /// What you sent is no command.
     BadCommand,
+    /// What you sent is no WebSocket.
+    Protocol,
+    /// What you sent as text is none.
+    NotText,
+    /// What you sent is longer than anything that is read here.
+    TooLong,
 }
 
 impl Close {
     /// Every one; `docs/asyncapi.json` tells of each.
     #[cfg(test)]
-    pub(crate) const ALL: [Self; 11] = [
+    pub(crate) const ALL: [Self; 14] = [
         Self::Lifetime,
         Self::Restart,
         Self::Missed,
@@ -50,6 +59,9 @@ impl Close {
         Self::Revoked,
         Self::BadQuery,
         Self::BadCommand,
+        Self::Protocol,
+        Self::NotText,
+        Self::TooLong,
     ];
 
     pub(crate) const fn frame(self) -> (u16, &'static str) {
@@ -65,6 +77,9 @@ impl Close {
             Self::Missed => (4008, "too slow: events were missed"),
             Self::Revoked => (4010, "the API key was revoked or has expired"),
             Self::BadCommand => (4400, "bad command: expected a JSON object with a type"),
+            Self::Protocol => (1002, "protocol error"),
+            Self::NotText => (1007, "a text that is not UTF-8"),
+            Self::TooLong => (1009, "a message over 16 KiB"),
         }
     }
 
@@ -81,6 +96,29 @@ impl Close {
         }
     }
 
+    /// How a WebSocket is told that what it sent cannot be read.
+    ///
+    /// # Errors
+    /// Nobody is left to be told.
+    pub(crate) fn of_fault(error: axum::Error) -> Result<Self, Gone> {
+        match error.into_inner().downcast_ref::<Error>() {
+            Some(Error::Protocol(ProtocolError::ResetWithoutClosingHandshake)) => Err(Gone),
+            Some(Error::Protocol(_)) => Ok(Self::Protocol),
+            Some(Error::Utf8(_)) => Ok(Self::NotText),
+            Some(Error::Capacity(_)) => Ok(Self::TooLong),
+            other => {
+                tracing::debug!(error = ?other, "socket ended");
+                Err(Gone)
+            }
+        }
+    }
+
+    /// Whether what the client sent cannot be read. The library reads nothing more then, so that neither the
+    /// client's close is seen nor what it is still sending: only time lets it take the close frame.
+    const fn is_fault(self) -> bool {
+        matches!(self, Self::Protocol | Self::NotText | Self::TooLong)
+    }
+
     /// How long to wait for the client's own close. A slow one has much to read before it.
     const fn patience(self) -> Duration {
         match self {
@@ -95,8 +133,14 @@ impl Close {
         metrics.closes.with_label_values(&[&code.to_string()]).inc();
         let frame = CloseFrame { code, reason: Utf8Bytes::from_static(reason) };
         // The client may be stuck or gone; then there is nobody to tell.
-        if timeout(self.patience(), say_goodbye(websocket, frame)).await.is_err() {
-            tracing::debug!(code, "close frame not delivered");
+        let told = async {
+            say_goodbye(websocket, frame).await;
+            if self.is_fault() {
+                pending::<()>().await;
+            }
+        };
+        if timeout(self.patience(), told).await.is_err() {
+            tracing::debug!(code, "close frame not answered");
         }
     }
 }

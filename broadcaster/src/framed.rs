@@ -128,7 +128,8 @@ impl Framed {
                         None => return Ok(Close::BadCommand),
                     },
                     Some(Ok(Message::Binary(_))) => return Ok(Close::BadCommand),
-                    Some(message) => drop(message?),
+                    Some(Err(error)) => return Close::of_fault(error),
+                    Some(Ok(Message::Ping(_))) => {}
                 },
                 () = wait_until(due, &self.bell) => {
                     let frames = self.pull();

@@ -77,11 +77,8 @@ impl Newcomer {
 
     async fn listen(&self, websocket: &mut WebSocket) -> Result<Heard, Gone> {
         tokio::select! {
-            heard = timeout(self.stream.config.auth_timeout, first_text(websocket)) => Ok(match heard {
-                Ok(text) => text?.as_deref().and_then(Auth::parse).map_or(
-                    Heard::Close(Close::BadToken),
-                    Heard::Auth,
-                ),
+            heard = timeout(self.stream.config.auth_timeout, first_word(websocket)) => Ok(match heard {
+                Ok(heard) => heard?,
                 Err(_) => Heard::Close(Close::BadToken),
             }),
             () = self.stream.drain.cancelled() => Ok(Heard::Close(Close::Restart)),
@@ -100,20 +97,21 @@ impl Newcomer {
     }
 }
 
-/// The first message, when it is a text; pings and pongs before it are the library's to answer.
-async fn first_text(
-    websocket: &mut WebSocket,
-) -> Result<Option<axum::extract::ws::Utf8Bytes>, Gone> {
+/// The first message; pings and pongs before it are the library's to answer.
+async fn first_word(websocket: &mut WebSocket) -> Result<Heard, Gone> {
     loop {
         match websocket.next().await {
-            Some(Ok(Message::Text(text))) => return Ok(Some(text)),
-            Some(Ok(Message::Binary(_))) => return Ok(None),
+            Some(Ok(Message::Text(text))) => {
+                return Ok(Auth::parse(&text).map_or(Heard::Close(Close::BadToken), Heard::Auth));
+            }
+            Some(Ok(Message::Binary(_))) => return Ok(Heard::Close(Close::BadToken)),
             Some(Ok(Message::Close(_))) => {
                 close::answer(websocket).await;
                 return Err(Gone);
             }
             None => return Err(Gone),
-            Some(message) => drop(message?),
+            Some(Err(error)) => return Close::of_fault(error).map(Heard::Close),
+            Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
         }
     }
 }

@@ -87,7 +87,8 @@ impl Socket {
                         return Err(Gone);
                     }
                     None => return Err(Gone),
-                    Some(message) => drop(message?),
+                    Some(Err(error)) => return Close::of_fault(error),
+                    Some(Ok(_)) => {}
                 },
                 taken = self.inbox.frames.recv_many(&mut frames, FRAMES_PER_WRITE) => {
                     if taken == 0 {

@@ -41,6 +41,7 @@ const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 /// The library's default of 128 KiB would be the memory of an idle socket; what a client sends here is
 /// tiny.
 const READ_BUFFER_BYTES: usize = 4 * 1_024;
+/// Of a message and of each of its frames: the library makes room for a whole frame when it has read the head.
 const MAX_MESSAGE_BYTES: usize = 16 * 1_024;
 
 /// What the routes need.
@@ -326,4 +327,5 @@ fn bounded(upgrade: WebSocketUpgrade) -> WebSocketUpgrade {
         .read_buffer_size(READ_BUFFER_BYTES)
         .write_buffer_size(READ_BUFFER_BYTES)
         .max_message_size(MAX_MESSAGE_BYTES)
+        .max_frame_size(MAX_MESSAGE_BYTES)
 }
