@@ -90,6 +90,27 @@ describe("the live page", { concurrency: false }, () => {
     await tab.close();
   });
 
+  test("the browser's own EventSource comes back after kill -9: nothing is missing, nothing comes twice", async () => {
+    const tab = await Tab.open(browser, server.url);
+    await tab.page.evaluate(() => {
+      const heard = (window.heard = { values: [], recovered: [] });
+      const source = new EventSource("/v1/stream/sse");
+      source.onmessage = ({ data }) => heard.values.push(JSON.parse(data).value);
+      source.addEventListener("hello", ({ data }) => heard.recovered.push(JSON.parse(data).recovered));
+    });
+    const heard = () => tab.page.evaluate(() => window.heard);
+    await until("hello", async () => (await heard()).recovered.length === 1);
+    const first = server.posted;
+    await server.post(5);
+    await until("five events", async () => (await heard()).values.length >= 5);
+    await server.down("SIGKILL");
+    await server.up();
+    await server.post(5);
+    await until("it to be back", async () => (await heard()).values.length >= 10);
+    assert.deepEqual(await heard(), { values: from(first, 10), recovered: [null, true] });
+    await tab.close();
+  });
+
   test("tells a gap in words", async () => {
     const tab = await Tab.open(browser, server.url);
     await tab.live();
