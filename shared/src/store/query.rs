@@ -9,13 +9,15 @@
 
 use async_trait::async_trait;
 
-use super::StoreError;
+use super::{Letter, LetterState, StoreError};
 use crate::event::{ClientId, DeviceId, EventId};
 use crate::log::Offset;
 
+pub(super) mod letters;
 pub(super) mod snapshot;
 pub(super) mod walk;
 
+pub use letters::{LetterKey, LettersQuery};
 pub use snapshot::{Snapshot, SnapshotQuery};
 
 /// An event as the table holds it.
@@ -242,6 +244,16 @@ pub trait EventQuery: Send + Sync {
     /// # Errors
     /// [`QueryError`].
     async fn series(&self, query: &SeriesQuery) -> Result<Vec<Bucket>, QueryError>;
+
+    /// A page of dead letters, newest first, each with what it waits for. One that dies again while somebody
+    /// walks through the pages moves to the first one.
+    ///
+    /// # Errors
+    /// [`QueryError`].
+    async fn letters(
+        &self,
+        query: &LettersQuery,
+    ) -> Result<Page<(Letter, LetterState), LetterKey>, QueryError>;
 
     /// The newest value of each device and type, and the places up to which they were stored, of one
     /// moment. A type is found among a device's newest [`DEVICE_EVENTS`] events.

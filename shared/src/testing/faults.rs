@@ -53,6 +53,7 @@ pub enum Method {
     QueryDevice,
     QuerySeries,
     QuerySnapshot,
+    QueryLetters,
     FindKey,
     CreateKey,
     ListKeys,

@@ -1,8 +1,8 @@
 //! What every engine of the store must do, written once: `store_conformance!` makes a test of each rule.
 //!
 //! An engine gives a harness: a function that makes a [`Fixture`] on tables of its own, runs a rule on it
-//! and cleans up. The rules are in [`writing`], [`places`], [`keys`], [`letters`], [`failing`], and in [`query`] and
-//! [`snapshot`] (those have `query_conformance!`, to run behind a fault wrapper too); [`Inspect`] lets them, and the
+//! and cleans up. The rules are in [`writing`], [`places`], [`keys`], [`letters`], [`failing`], and in [`query`],
+//! [`own_letters`] and [`snapshot`] (those have `query_conformance!`, to run behind a fault wrapper too); [`Inspect`] lets them, and the
 //! end-to-end tests, compare the tables with what was sent. A second harness gives the others
 //! [`Fixture::failing`]: the same tables through the fault wrapper.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a rule that is broken panics")]
@@ -10,6 +10,7 @@
 pub mod failing;
 pub mod keys;
 pub mod letters;
+pub mod own_letters;
 pub mod places;
 pub mod query;
 pub mod snapshot;

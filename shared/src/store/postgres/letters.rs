@@ -14,7 +14,7 @@ use super::encode::{from_us, to_us};
 use super::error::store_error;
 use crate::event::{ClientId, DeviceId, EventId};
 use crate::log::Topic;
-use crate::store::query::rows_at_most;
+use crate::store::query::{LetterKey, rows_at_most};
 use crate::store::replays::{leave_out_gone, place_of, stored_letters};
 use crate::store::{
     DeadCopy, DeadLetter, DeadLetterStore, Letter, LetterFilter, LetterPlace, StoreBatch,
@@ -76,7 +76,12 @@ macro_rules! select {
     };
 }
 
-const NEWEST: &str = select!("*", " order by created_at desc, part, epoch, off desc limit $12");
+const NEWEST: &str = select!(
+    "*",
+    " and ($13::timestamptz is null
+        or (created_at, part, epoch, off) < ($13, $14::int, $15::uuid, $16::bigint))
+ order by created_at desc, part desc, epoch desc, off desc limit $12"
+);
 
 const WALK: &str = select!(
     "*",
@@ -192,8 +197,7 @@ impl Columns {
 #[async_trait]
 impl DeadLetterStore for PostgresStore {
     async fn newest(&self, filter: &LetterFilter, limit: usize) -> Result<Vec<Letter>, StoreError> {
-        let query = filtered(NEWEST, filter).bind(rows_at_most(limit));
-        self.letters(query).await
+        self.letters(newest(filter, None, limit)).await
     }
 
     async fn walk(
@@ -240,7 +244,7 @@ impl DeadLetterStore for PostgresStore {
     }
 }
 
-type Statement<'q> = Query<'q, Postgres, PgArguments>;
+pub(super) type Statement<'q> = Query<'q, Postgres, PgArguments>;
 
 impl PostgresStore {
     async fn letters(&self, query: Statement<'_>) -> Result<Vec<Letter>, StoreError> {
@@ -257,6 +261,20 @@ impl PostgresStore {
         session.keep();
         Ok(changed.rows_affected())
     }
+}
+
+/// What both the operator's list and a client's own is read with.
+pub(super) fn newest<'q>(
+    filter: &LetterFilter,
+    after: Option<LetterKey>,
+    limit: usize,
+) -> Statement<'q> {
+    filtered(NEWEST, filter)
+        .bind(rows_at_most(limit))
+        .bind(after.map(|key| from_us(key.died_at_us)))
+        .bind(after.map(|key| key.place.partition))
+        .bind(after.map(|key| key.place.epoch))
+        .bind(after.map(|key| key.place.offset))
 }
 
 fn bind_places<'q>(query: Statement<'q>, places: &[LetterPlace]) -> Statement<'q> {
@@ -289,7 +307,7 @@ fn place(row: &PgRow) -> Result<LetterPlace, sqlx::Error> {
     })
 }
 
-fn letter(row: &PgRow) -> Result<Letter, sqlx::Error> {
+pub(super) fn letter(row: &PgRow) -> Result<Letter, sqlx::Error> {
     let copy = row.try_get::<Option<_>, _>("copy_part")?.zip(row.try_get("copy_off")?);
     let (partition, epoch) = (row.try_get("replay_part")?, row.try_get("replay_epoch")?);
     let replay = LetterPlace::of_columns(partition, epoch, row.try_get("replay_off")?);

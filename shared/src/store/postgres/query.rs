@@ -33,16 +33,18 @@ use sqlx::{PgPool, Postgres, QueryBuilder, Row};
 
 use super::encode::{from_ms, to_ms, to_us};
 use super::error::failure;
-use super::{PostgresConfig, PostgresStore, Session, store_error};
+use super::{PostgresConfig, PostgresStore, Session, letters, progress, store_error};
 use crate::event::{ClientId, DeviceId, EventId};
-use crate::store::StoreError;
+use crate::log::STORE_GROUP;
+use crate::store::query::letters::judged_page;
 use crate::store::query::walk::{Slice, Walk};
 use crate::store::query::{
-    Bucket, DEVICE_EVENTS, DeviceState, EventQuery, EventsQuery, Found, HUGE, Latest, Order, Page,
-    QueryError, SCALE, SeriesQuery, Snapshot, SnapshotQuery, SortKey, StoredEvent, by_device, mean,
-    page_of, rows_at_most,
+    Bucket, DEVICE_EVENTS, DeviceState, EventQuery, EventsQuery, Found, HUGE, Latest, LetterKey,
+    LettersQuery, Order, Page, QueryError, SCALE, SeriesQuery, Snapshot, SnapshotQuery, SortKey,
+    StoredEvent, by_device, mean, page_of, rows_at_most,
 };
 use crate::store::settle::transient;
+use crate::store::{Letter, LetterState, StoreError};
 
 /// How long a question waits for a connection: a database that is gone is to be told at once.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -206,6 +208,20 @@ impl EventQuery for PostgresStore {
         let buckets = self.in_time(select.fetch_all(session.connection())).await?;
         session.keep();
         Ok(buckets)
+    }
+
+    async fn letters(
+        &self,
+        query: &LettersQuery,
+    ) -> Result<Page<(Letter, LetterState), LetterKey>, QueryError> {
+        let mut session = self.query_session().await?;
+        let places = progress::read(session.connection(), STORE_GROUP);
+        let places = self.in_time(places).await?;
+        let select = letters::newest(&query.own(), query.after, query.rows())
+            .try_map(|row: PgRow| letters::letter(&row));
+        let rows = self.in_time(select.fetch_all(session.connection())).await?;
+        session.keep();
+        Ok(judged_page(rows, query.limit, &places))
     }
 
     async fn snapshot(&self, query: &SnapshotQuery) -> Result<Snapshot, QueryError> {

@@ -14,7 +14,7 @@ use super::error::store_error;
 use crate::clock::unix_us;
 use crate::event::{ClientId, DeviceId, EventId};
 use crate::log::Topic;
-use crate::store::query::rows_at_most;
+use crate::store::query::{LetterKey, rows_at_most};
 use crate::store::replays::{leave_out_gone, place_of, stored_letters};
 use crate::store::{
     DeadCopy, DeadLetter, DeadLetterStore, Letter, LetterFilter, LetterPlace, StoreBatch,
@@ -61,7 +61,11 @@ macro_rules! select {
     };
 }
 
-const NEWEST: &str = select!("*", " order by created_at desc, part, epoch, off desc limit ?12");
+const NEWEST: &str = select!(
+    "*",
+    " and (?13 is null or (created_at, part, epoch, off) < (?13, ?14, ?15, ?16))
+ order by created_at desc, part desc, epoch desc, off desc limit ?12"
+);
 
 const WALK: &str = select!(
     "*",
@@ -81,7 +85,7 @@ delete from dead_letters
  where topic = ? and part = ? and epoch = ? and off = ?
    and created_at = ? and replay_part is ? and replay_epoch is ? and replay_off is ?";
 
-type Statement = Query<'static, Sqlite, SqliteArguments>;
+pub(super) type Statement = Query<'static, Sqlite, SqliteArguments>;
 
 /// Removes the letters whose replays are stored now.
 pub(super) async fn remove_stored(
@@ -138,7 +142,7 @@ fn death(text: &'static str, letter: &DeadLetter, copy: &DeadCopy) -> Statement 
 #[async_trait]
 impl DeadLetterStore for SqliteStore {
     async fn newest(&self, filter: &LetterFilter, limit: usize) -> Result<Vec<Letter>, StoreError> {
-        let query = filtered(NEWEST, filter).bind(rows_at_most(limit));
+        let query = newest(filter, None, limit);
         self.within(query.try_map(letter).fetch_all(&self.reader)).await
     }
 
@@ -195,6 +199,16 @@ impl SqliteStore {
     }
 }
 
+/// What both the operator's list and a client's own is read with.
+pub(super) fn newest(filter: &LetterFilter, after: Option<LetterKey>, limit: usize) -> Statement {
+    filtered(NEWEST, filter)
+        .bind(rows_at_most(limit))
+        .bind(after.map(|key| key.died_at_us))
+        .bind(after.map(|key| key.place.partition))
+        .bind(after.map(|key| key.place.epoch))
+        .bind(after.map(|key| key.place.offset))
+}
+
 fn bind_place(query: Statement, place: LetterPlace) -> Statement {
     query.bind(place.partition).bind(place.epoch).bind(place.offset)
 }
@@ -214,7 +228,7 @@ fn filtered(text: &'static str, filter: &LetterFilter) -> Statement {
         .bind(filter.max_attempts)
 }
 
-fn letter(row: SqliteRow) -> Result<Letter, sqlx::Error> {
+pub(super) fn letter(row: SqliteRow) -> Result<Letter, sqlx::Error> {
     let copy = row.try_get::<Option<_>, _>("copy_part")?.zip(row.try_get("copy_off")?);
     let (partition, epoch) = (row.try_get("replay_part")?, row.try_get("replay_epoch")?);
     let replay = LetterPlace::of_columns(partition, epoch, row.try_get("replay_off")?);

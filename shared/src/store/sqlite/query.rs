@@ -11,15 +11,18 @@ use sqlx::pool::PoolConnection;
 use sqlx::sqlite::{SqliteConnection, SqliteRow};
 use sqlx::{QueryBuilder, Row, Sqlite};
 
-use super::SqliteStore;
 use super::error::{failure, store_error};
+use super::{SqliteStore, letters, progress};
 use crate::event::{ClientId, DeviceId, EventId};
+use crate::log::STORE_GROUP;
+use crate::store::query::letters::judged_page;
 use crate::store::query::walk::{Slice, Walk};
 use crate::store::query::{
-    Bucket, DEVICE_EVENTS, DeviceState, EventQuery, EventsQuery, Found, HUGE, Latest, Order, Page,
-    QueryError, SCALE, SeriesQuery, Snapshot, SnapshotQuery, SortKey, StoredEvent, mean, page_of,
-    rows_at_most,
+    Bucket, DEVICE_EVENTS, DeviceState, EventQuery, EventsQuery, Found, HUGE, Latest, LetterKey,
+    LettersQuery, Order, Page, QueryError, SCALE, SeriesQuery, Snapshot, SnapshotQuery, SortKey,
+    StoredEvent, mean, page_of, rows_at_most,
 };
+use crate::store::{Letter, LetterState};
 
 /// Instructions of SQLite's machine between two looks at the clock; some hundred microseconds.
 const INSTRUCTIONS: i32 = 20_000;
@@ -129,6 +132,18 @@ impl EventQuery for SqliteStore {
         let mut select = select_series(query);
         let select = select.build().try_map(bucket);
         select.fetch_all(timed.restart().await?).await.map_err(query_error)
+    }
+
+    async fn letters(
+        &self,
+        query: &LettersQuery,
+    ) -> Result<Page<(Letter, LetterState), LetterKey>, QueryError> {
+        let mut timed = self.timed().await?;
+        let places = progress::read(timed.restart().await?, STORE_GROUP).await;
+        let places = places.map_err(query_error)?;
+        let select = letters::newest(&query.own(), query.after, query.rows());
+        let rows = select.try_map(letters::letter).fetch_all(timed.restart().await?).await;
+        Ok(judged_page(rows.map_err(query_error)?, query.limit, &places))
     }
 
     async fn snapshot(&self, query: &SnapshotQuery) -> Result<Snapshot, QueryError> {

@@ -9,12 +9,13 @@ use super::{Faults, Method, Struck};
 use crate::event::{ClientId, DeviceId, EventId};
 use crate::store::keys::KeyError;
 use crate::store::query::{
-    Bucket, DeviceState, EventsQuery, Found, Page, QueryError, SeriesQuery, Snapshot,
-    SnapshotQuery, SortKey,
+    Bucket, DeviceState, EventsQuery, Found, LetterKey, LettersQuery, Page, QueryError,
+    SeriesQuery, Snapshot, SnapshotQuery, SortKey,
 };
 use crate::store::{
-    DeadLetterSink, EventQuery, EventStore, KeyChange, KeyHash, KeyRecord, KeyStore, Maintenance,
-    NewKey, Progress, StoreBatch, StoreError, StoredEvent, Stretch, Written,
+    DeadLetterSink, EventQuery, EventStore, KeyChange, KeyHash, KeyRecord, KeyStore, Letter,
+    LetterState, Maintenance, NewKey, Progress, StoreBatch, StoreError, StoredEvent, Stretch,
+    Written,
 };
 
 /// [`EventStore`] that fails as told.
@@ -125,6 +126,13 @@ impl EventQuery for FaultQuery {
 
     async fn series(&self, query: &SeriesQuery) -> Result<Vec<Bucket>, QueryError> {
         self.faults.around(Method::QuerySeries, self.inner.series(query), fail_query).await
+    }
+
+    async fn letters(
+        &self,
+        query: &LettersQuery,
+    ) -> Result<Page<(Letter, LetterState), LetterKey>, QueryError> {
+        self.faults.around(Method::QueryLetters, self.inner.letters(query), fail_query).await
     }
 
     async fn snapshot(&self, query: &SnapshotQuery) -> Result<Snapshot, QueryError> {

@@ -12,7 +12,7 @@ use crate::store::{
 };
 
 /// Everything.
-const ALL: LetterFilter = LetterFilter {
+pub(super) const ALL: LetterFilter = LetterFilter {
     reason: None,
     since_us: None,
     until_us: None,
@@ -25,11 +25,11 @@ const ALL: LetterFilter = LetterFilter {
     max_attempts: None,
 };
 
-fn at(partition: Partition, offset: Offset) -> LetterPlace {
+pub(super) fn at(partition: Partition, offset: Offset) -> LetterPlace {
     LetterPlace { partition, epoch: EPOCH, offset }
 }
 
-fn dead(offset: Offset, client: i32, reason: DeadReason) -> DeadLetter {
+pub(super) fn dead(offset: Offset, client: i32, reason: DeadReason) -> DeadLetter {
     DeadLetter {
         partition: 0,
         offset,
@@ -56,14 +56,14 @@ fn dead_again(offset: Offset, letter: Offset) -> DeadLetter {
     }
 }
 
-fn burial(from: Offset, letters: Vec<DeadLetter>) -> StoreBatch<'static> {
+pub(super) fn burial(from: Offset, letters: Vec<DeadLetter>) -> StoreBatch<'static> {
     let to = letters.last().map_or(from, |letter| letter.offset + 1);
     StoreBatch { dead: letters, ..batch(from, to, Vec::new()) }
 }
 
 impl Fixture {
     /// Buries these letters of partition 0, each in a batch of its own, from offset 0 on.
-    async fn bury(&self, letters: Vec<DeadLetter>) {
+    pub(super) async fn bury(&self, letters: Vec<DeadLetter>) {
         self.begin(1).await;
         let mut from = 0;
         for letter in letters {
@@ -82,7 +82,7 @@ impl Fixture {
     }
 }
 
-fn offsets(letters: &[Letter]) -> Vec<Offset> {
+pub(super) fn offsets(letters: &[Letter]) -> Vec<Offset> {
     letters.iter().map(|letter| letter.place.offset).collect()
 }
 

@@ -31,6 +31,12 @@ macro_rules! query_conformance {
             buckets_begin_at_multiples_of_the_step_and_empty_ones_are_left_out
             a_mean_of_huge_and_tiny_values_stays_between_them
         }
+        $crate::store_conformance! { @each $harness, own_letters:
+            a_client_reads_its_own_letters_newest_first_in_pages_of_any_size
+            of_its_letters_a_client_reads_those_that_meet_a_filter
+            pages_of_letters_neither_repeat_nor_skip_while_others_die
+            a_letter_is_read_with_what_it_waits_for
+        }
         $crate::store_conformance! { @each $harness, snapshot:
             a_snapshot_holds_the_newest_value_of_each_device_and_type
             a_snapshot_is_of_the_devices_and_types_asked_for
