@@ -10,6 +10,10 @@
 //! through all deaths. Headers of a letter are never the record's own, so a record that dies again carries
 //! its latest death alone. A copy that no row names by its place means nothing.
 
+mod copies;
+
+pub use copies::{Copies, Found};
+
 use crate::codec::REPLAY;
 use crate::event::DeviceId;
 use crate::log::{

@@ -17,7 +17,6 @@ use pulsestream_shared::process::Failure;
 use pulsestream_shared::store::{Letter, LetterFilter, LetterPlace, LetterState, Progress};
 
 mod bytes;
-mod copies;
 mod filter;
 mod list;
 mod purge;

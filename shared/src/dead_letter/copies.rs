@@ -1,10 +1,11 @@
-//! The copies of letters, read from `metrics.dlq` at the places their rows name.
+//! The copies of letters, read from `metrics.dlq` at the places their rows name: so one that no row names, and a
+//! repeated one, are never seen.
 
 use std::collections::VecDeque;
 
-use pulsestream_shared::dead_letter::letter_of;
-use pulsestream_shared::log::{EventLog, LogError, Offset, Partition, ReadLimit, Record, Topic};
-use pulsestream_shared::store::Letter;
+use super::letter_of;
+use crate::log::{EventLog, LogError, Offset, Partition, ReadLimit, Record, Topic};
+use crate::store::Letter;
 
 /// Copies that lie further apart are read by themselves.
 const GAP: Offset = 64;
@@ -12,18 +13,19 @@ const GAP: Offset = 64;
 const BYTES: usize = 4 << 20;
 
 /// Letters still to be read, in the order of their copies.
-pub(super) struct Copies {
+pub struct Copies {
     waiting: VecDeque<Letter>,
 }
 
 /// A letter, and its copy or why there is none.
-pub(super) type Found = (Letter, Result<Record, &'static str>);
+pub type Found = (Letter, Result<Record, &'static str>);
 
 const UNKNOWN: &str = "an older version buried it and did not note where its bytes are";
 const GONE: &str = "metrics.dlq does not hold its bytes any more";
 
 impl Copies {
-    pub(super) fn of(mut letters: Vec<Letter>) -> Self {
+    /// All of these.
+    pub fn of(mut letters: Vec<Letter>) -> Self {
         letters.sort_by_key(|letter| (letter.copy, letter.place));
         Self { waiting: letters.into() }
     }
@@ -32,7 +34,7 @@ impl Copies {
     ///
     /// # Errors
     /// [`LogError`]: the letters are still waiting.
-    pub(super) async fn next(&mut self, log: &dyn EventLog) -> Result<Vec<Found>, LogError> {
+    pub async fn next(&mut self, log: &dyn EventLog) -> Result<Vec<Found>, LogError> {
         let Some(first) = self.waiting.front() else { return Ok(Vec::new()) };
         let Some((partition, from)) = first.copy else {
             return Ok(self.waiting.pop_front().map(|it| (it, Err(UNKNOWN))).into_iter().collect());

@@ -8,7 +8,7 @@
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
-use pulsestream_shared::dead_letter;
+use pulsestream_shared::dead_letter::{self, Copies};
 use pulsestream_shared::engine::AttachedLog;
 use pulsestream_shared::log::{AppendError, Record, Topic};
 use pulsestream_shared::process::Failure;
@@ -16,7 +16,6 @@ use pulsestream_shared::retry::Backoff;
 use pulsestream_shared::store::{Letter, LetterFilter, LetterPlace, LetterState, StoreError};
 use serde_json::{Value, json};
 
-use super::copies::Copies;
 use super::tally::Tally;
 use super::{Desk, Pages};
 use crate::output::print;

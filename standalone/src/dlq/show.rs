@@ -1,6 +1,6 @@
 //! `pulsestream dlq show`: everything that is known of one letter.
 
-use pulsestream_shared::dead_letter::PREFIX;
+use pulsestream_shared::dead_letter::{Copies, PREFIX};
 use pulsestream_shared::engine::AttachedLog;
 use pulsestream_shared::log::Record;
 use pulsestream_shared::process::Failure;
@@ -10,7 +10,6 @@ use serde_json::{Value, json};
 
 use super::Desk;
 use super::bytes::{readable, to_json};
-use super::copies::Copies;
 use super::list::describe;
 use crate::output::{print, time_text};
 

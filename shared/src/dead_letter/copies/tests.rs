@@ -1,8 +1,8 @@
 //! Copies are found where the rows say, whatever else lies on the topic.
 
-use pulsestream_shared::log::embedded::{EmbeddedConfig, EmbeddedLog};
-use pulsestream_shared::log::{Headers, NewRecord};
-use pulsestream_shared::store::LetterPlace;
+use crate::log::embedded::{EmbeddedConfig, EmbeddedLog};
+use crate::log::{Headers, NewRecord};
+use crate::store::LetterPlace;
 use uuid::Uuid;
 
 use super::*;
