@@ -70,6 +70,8 @@ pub async fn build_beside(
     let read = Arc::new(read::Read {
         keyring: keyring.clone(),
         query: context.engine.query.clone(),
+        log: context.engine.log.clone(),
+        log_timeout: context.config.read.timeout,
         cache: context.engine.cache.clone(),
         committer: committer.clone(),
         metrics: metrics.clone(),

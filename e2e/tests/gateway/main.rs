@@ -9,6 +9,7 @@ mod batch;
 mod breaker;
 mod contract;
 mod crashes;
+mod dead_letters;
 mod described;
 mod docs;
 mod doors;

@@ -7,7 +7,7 @@ use pulsestream_e2e::on_both;
 use pulsestream_shared::clock;
 use pulsestream_shared::codec::{Accepted, encode};
 use pulsestream_shared::event::{DeviceId, Event, EventId};
-use pulsestream_shared::log::Topic;
+use pulsestream_shared::log::{NewRecord, Topic};
 use pulsestream_shared::store::Scope;
 use pulsestream_shared::testing::faults::{Fault, Faults, Method};
 use pulsestream_shared::testing::wait_for;
@@ -219,10 +219,21 @@ async fn a_dead_letter_is_told_with_its_reason(engines: Engines) {
 
 /// Puts an event on the log that the store will not take.
 pub(crate) async fn bury(pipeline: &Pipeline) -> Uuid {
+    let id = Uuid::new_v4();
+    append(pipeline, doomed(pipeline, &pipeline.key, id).await).await;
+    id
+}
+
+pub(crate) async fn append(pipeline: &Pipeline, record: NewRecord) {
+    let appended = pipeline.engine().log.append(Topic::Raw, vec![record]).await;
+    appended.into_iter().next().expect("a result").expect("appended");
+}
+
+/// An event of the key's client that is too old.
+pub(crate) async fn doomed(pipeline: &Pipeline, key: &str, id: Uuid) -> NewRecord {
     let engine = pipeline.engine();
     let keys = engine.keys.list().await.expect("keys");
-    let key = keys.iter().find(|key| pipeline.key.starts_with(&key.prefix)).expect("its key");
-    let id = Uuid::new_v4();
+    let key = keys.iter().find(|known| key.starts_with(&known.prefix)).expect("its key");
     let accepted = Accepted {
         event: Event {
             id: EventId(id),
@@ -237,9 +248,7 @@ pub(crate) async fn bury(pipeline: &Pipeline) -> Uuid {
         unsure: None,
         replay: false,
     };
-    let appended = engine.log.append(Topic::Raw, vec![encode(&accepted, engine.partitions)]).await;
-    appended.into_iter().next().expect("a result").expect("appended");
-    id
+    encode(&accepted, engine.partitions)
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -4,7 +4,8 @@
 //! base64url without padding of
 //! 0      version (1)
 //! 1..9   first half of a 128-bit hash over list and key
-//! 9..    key: of an event timestamp, place (8 bytes each, big-endian) and id; of a device its id
+//! 9..    key: of an event timestamp, place (8 bytes each, big-endian) and id; of a device its id;
+//!        of a dead letter the time of its death, partition, offset (8, 4, 8 bytes) and epoch
 //! ```
 //!
 //! The list is the client, the route, every filter and the order, as they were written. The hash finds
@@ -14,7 +15,8 @@
 use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use pulsestream_shared::event::{ClientId, DeviceId, EventId};
-use pulsestream_shared::store::query::SortKey;
+use pulsestream_shared::store::LetterPlace;
+use pulsestream_shared::store::query::{LetterKey, SortKey};
 use serde::Serialize;
 
 const VERSION: u8 = 1;
@@ -52,6 +54,26 @@ impl Key for DeviceId {
 
     fn from_bytes(bytes: &[u8]) -> Option<Self> {
         Some(Self(uuid::Uuid::from_bytes(bytes.try_into().ok()?)))
+    }
+}
+
+impl Key for LetterKey {
+    fn to_bytes(&self) -> Vec<u8> {
+        let LetterPlace { partition, epoch, offset } = self.place;
+        let (time, partition) = (self.died_at_us.to_be_bytes(), partition.to_be_bytes());
+        [&time[..], &partition[..], &offset.to_be_bytes()[..], &epoch.as_bytes()[..]].concat()
+    }
+
+    fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let (died_at_us, rest) = bytes.split_first_chunk()?;
+        let (partition, rest) = rest.split_first_chunk()?;
+        let (offset, epoch) = rest.split_first_chunk()?;
+        let place = LetterPlace {
+            partition: i32::from_be_bytes(*partition),
+            epoch: uuid::Uuid::from_bytes(epoch.try_into().ok()?),
+            offset: i64::from_be_bytes(*offset),
+        };
+        Some(Self { died_at_us: i64::from_be_bytes(*died_at_us), place })
     }
 }
 
@@ -143,9 +165,13 @@ mod tests {
     }
 
     #[test]
-    fn a_device_comes_back_too() {
+    fn a_device_and_a_dead_letter_come_back_too() {
         let device = DeviceId(uuid::Uuid::from_u128(7));
         let list = binding(1, "");
         assert_eq!(list.open(&list.seal(&device)), Ok(device));
+        let place = LetterPlace { partition: 3, epoch: uuid::Uuid::from_u128(9), offset: -1 };
+        let letter = LetterKey { died_at_us: 1_795_194_569_018_001, place };
+        assert_eq!(list.open(&list.seal(&letter)), Ok(letter));
+        assert!(list.open::<SortKey>(&list.seal(&letter)).is_err());
     }
 }

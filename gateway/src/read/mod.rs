@@ -1,13 +1,15 @@
-//! The read API: what was stored, over HTTP. One file a resource: [`events`], [`event`], [`devices`],
-//! [`series`]; [`params`] reads query strings, [`span`] times, [`cursor`] is the place in a list.
+//! The read API: what was stored, over HTTP, and what could not be. One file a resource: [`events`],
+//! [`event`], [`devices`], [`series`], [`dead_letters`]; [`params`] reads query strings, [`span`] times,
+//! [`cursor`] is the place in a list, [`payload`] the bytes of a record.
 //!
-//! Every route asks in the same order: the key (scope `events:read`), every parameter, then the store
-//! through [`Read::ask`]. The client is always the key's and never comes from the request, so nothing a
-//! request holds can lead to another tenant's data.
+//! Every route asks in the same order: the key (scope `events:read`, for dead letters `admin`), every
+//! parameter, then the store through [`Read::ask`]. The client is always the key's and never comes from the
+//! request, so nothing a request holds can lead to another tenant's data.
 //!
 //! Reading is bounded apart from writing, and each client within it: [`turns`].
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::http::{HeaderMap, HeaderValue, header};
@@ -16,6 +18,7 @@ use axum::routing::{MethodRouter, get};
 use pulsestream_shared::auth::Keyring;
 use pulsestream_shared::cache::Cache;
 use pulsestream_shared::event::ClientId;
+use pulsestream_shared::log::EventLog;
 use pulsestream_shared::openapi::{Operation, Parameter, uuid};
 use pulsestream_shared::problem::{Code, Problem, not_allowed};
 use pulsestream_shared::request_id;
@@ -29,12 +32,14 @@ use crate::commit::Committer;
 use crate::metrics::GatewayMetrics;
 
 mod cursor;
+mod dead_letters;
 mod devices;
 mod event;
 mod events;
 #[cfg(test)]
 mod fuzz;
 mod params;
+mod payload;
 mod series;
 mod span;
 mod turns;
@@ -47,6 +52,10 @@ pub(crate) use self::turns::Turns;
 pub(crate) struct Read {
     pub(crate) keyring: Arc<Keyring>,
     pub(crate) query: Arc<dyn EventQuery>,
+    /// For the bytes of dead letters alone.
+    pub(crate) log: Arc<dyn EventLog>,
+    /// How long those may take.
+    pub(crate) log_timeout: Duration,
     pub(crate) cache: Arc<dyn Cache>,
     pub(crate) committer: Committer,
     pub(crate) metrics: Arc<GatewayMetrics>,
@@ -68,6 +77,8 @@ pub(crate) fn routes(read: Arc<Read>) -> Router {
         .route("/v1/devices", get_alone(get(devices::list)))
         .route("/v1/devices/{id}", get_alone(get(devices::one)))
         .route("/v1/series", get_alone(get(series::list)))
+        .route("/v1/dead-letters", get_alone(get(dead_letters::list)))
+        .route("/v1/dead-letters/{letter}", get_alone(get(dead_letters::one)))
         .with_state(read)
 }
 
@@ -76,11 +87,16 @@ pub(crate) fn operations() -> Vec<Operation> {
     [events::operation(), event::operation(), series::operation()]
         .into_iter()
         .chain(devices::operations())
+        .chain(dead_letters::operations())
         .collect()
 }
 
 /// What every route takes and answers, beside what it says of itself.
 fn described(operation: Operation, known: &[Param]) -> Operation {
+    described_for(Scope::EventsRead, operation, known)
+}
+
+fn described_for(scope: Scope, operation: Operation, known: &[Param]) -> Operation {
     let mut wrong = Params::parse(Some("colour=red"), known);
     let wrong = wrong.check().err().unwrap_or_else(|| Code::BadRequest.into());
     known
@@ -88,7 +104,7 @@ fn described(operation: Operation, known: &[Param]) -> Operation {
         .map(Param::described)
         .fold(operation, Operation::parameter)
         .tag("read")
-        .needs(Scope::EventsRead)
+        .needs(scope)
         .problem(wrong)
         .problem(Code::Overloaded)
         .problem(Code::QueryTimeout)
@@ -111,6 +127,11 @@ impl Read {
     /// Whose data is read.
     async fn client(&self, headers: &HeaderMap) -> Result<ClientId, Problem> {
         Ok(self.keyring.authorize(headers, Scope::EventsRead).await?.client)
+    }
+
+    /// The same, asked by one who may see more than what was stored.
+    async fn admin(&self, headers: &HeaderMap) -> Result<ClientId, Problem> {
+        Ok(self.keyring.authorize(headers, Scope::Admin).await?.client)
     }
 
     /// Asks the store, when it is this client's turn.

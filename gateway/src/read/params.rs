@@ -11,6 +11,7 @@ use std::ops::RangeInclusive;
 use pulsestream_shared::event::{DeviceId, EVENT_TYPE_CHARS, NO_NUL};
 use pulsestream_shared::openapi::{Parameter, example, uuid};
 use pulsestream_shared::problem::{Code, FieldError, Problem};
+use pulsestream_shared::store::DeadReason;
 use pulsestream_shared::store::query::Order;
 use serde_json::{Value, json};
 use url::form_urlencoded;
@@ -42,6 +43,7 @@ pub(super) enum Kind {
     Time(i64),
     Step,
     Order,
+    Reason,
     Cursor,
     /// At most so many rows.
     Limit(i64),
@@ -85,6 +87,10 @@ impl Kind {
             Self::Time(example) => (whole_numbers(TIMES), Some(json!(example))),
             Self::Step => (whole_numbers(STEPS), Some(json!(60_000))),
             Self::Order => (json!({"enum": ["asc", "desc"]}), Some(json!("desc"))),
+            Self::Reason => (
+                json!({"enum": DeadReason::ALL.map(DeadReason::as_str)}),
+                Some(json!("out_of_range")),
+            ),
             Self::Cursor => (json!({"type": "string"}), None),
             Self::Limit(most) => (whole_numbers(1..=most), Some(json!(10))),
         }
@@ -204,6 +210,13 @@ pub(super) fn order(text: &str) -> Result<Order, String> {
         "desc" => Ok(Order::Descending),
         _ => Err("expected asc or desc".to_owned()),
     }
+}
+
+/// A word of [`DeadReason`].
+pub(super) fn reason(text: &str) -> Result<DeadReason, String> {
+    let words = DeadReason::ALL.map(DeadReason::as_str).join(", ");
+    let named = DeadReason::ALL.into_iter().find(|reason| reason.as_str() == text);
+    named.ok_or_else(|| format!("expected one of {words}"))
 }
 
 /// How many rows at most.

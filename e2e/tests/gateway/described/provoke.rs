@@ -18,7 +18,7 @@ use uuid::Uuid;
 
 use super::request::{Got, Operation, Request};
 use crate::raw::{Raw, head};
-use crate::read::{bury, status_is};
+use crate::read::{append, bury, doomed, get, status_is};
 
 /// Requests that may be at work at once: two that stall leave no place.
 const PLACES: &str = "2";
@@ -225,6 +225,7 @@ impl Attempt<'_> {
             "readEvent" => Method::QueryEvent,
             "listDevices" => Method::QueryDevices,
             "readDevice" => Method::QueryDevice,
+            "listDeadLetters" | "readDeadLetter" => Method::QueryLetters,
             _ => Method::QuerySeries,
         };
         match name {
@@ -245,6 +246,17 @@ impl Attempt<'_> {
                 status_is(&client, id, "dead-lettered").await;
                 self.request.path = format!("/v1/events/{id}");
             }
+            "page" | "last_page" if operation == "listDeadLetters" => {
+                self.with_a_dead_letter().await;
+                if name == "page" {
+                    self.with_a_dead_letter().await;
+                    self.request.query.push(("limit".to_owned(), "1".to_owned()));
+                }
+            }
+            "dead" => {
+                let letter = self.with_a_dead_letter().await;
+                self.request.path = format!("/v1/dead-letters/{letter}");
+            }
             "page" | "last_page" | "stored" | "known" | "summed_up" => {
                 let sent = self.sent_before().send(self.world.url()).await;
                 assert_eq!(sent.status, 202, "{sent:?}");
@@ -261,6 +273,16 @@ impl Attempt<'_> {
             _ => {}
         }
         self.send().await
+    }
+
+    /// Of the operator, whose key asks; answers its name.
+    async fn with_a_dead_letter(&self) -> String {
+        let (pipeline, id) = (&self.world.pipeline, Uuid::new_v4());
+        append(pipeline, doomed(pipeline, &self.world.admin, id).await).await;
+        let operator = pipeline.client().with_key(&self.world.admin);
+        status_is(&operator, id, "dead-lettered").await;
+        let letters = get(&operator, "/v1/dead-letters?limit=1").await.body;
+        letters["data"][0]["letter"].as_str().expect("a name").to_owned()
     }
 
     /// The event that the request asks for.
