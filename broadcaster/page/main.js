@@ -6,6 +6,7 @@
 import { Chart } from "/page/chart.js";
 import { Lately, Lines, Newest, Rate } from "/page/gathered.js";
 import { connect } from "/page/pulsestream.js";
+import { Letters } from "/page/letters.js";
 import { Rows } from "/page/rows.js";
 import { Sender } from "/page/send.js";
 import { age, clock, figure, fineClock, shortId, wordsOf, wordsOfGap, wordsOfWait } from "/page/words.js";
@@ -77,6 +78,7 @@ function begin() {
     onState(now) {
       if (now.name === "closed" && now.reason.code === "closed" && stream !== current) return;
       state = now;
+      if (now.name === "open") letters.opened();
       retryAt = performance.now() + (now.retryInMs ?? 0);
       show();
     },
@@ -93,12 +95,14 @@ element("connect").addEventListener("submit", (event) => {
   const field = element("key");
   if (field.value) sessionStorage.setItem("pulsestream.key", field.value.trim());
   field.value = "";
+  letters.forget();
   begin();
 });
 element("disconnect").addEventListener("click", () => stream?.close());
 element("forget").addEventListener("click", () => {
   sessionStorage.removeItem("pulsestream.key");
   stream?.close();
+  letters.forget();
   show();
   element("key").focus();
 });
@@ -272,6 +276,25 @@ const sender = new Sender({
     answer: element("answer"),
     answerLine: element("answer-line"),
     answerBody: element("answer-body"),
+  },
+});
+const letters = new Letters({
+  gateway,
+  key,
+  fields: {
+    section: element("letters"),
+    reason: element("letters-reason"),
+    refresh: element("letters-refresh"),
+    newer: element("letters-newer"),
+    older: element("letters-older"),
+    note: element("letters-note"),
+    rows: element("letter-rows"),
+    detail: element("letter"),
+    name: element("letter-name"),
+    close: element("letter-close"),
+    command: element("letter-command"),
+    facts: element("letter-facts"),
+    payload: element("letter-payload"),
   },
 });
 element("docs").href = `${gateway}/docs`;

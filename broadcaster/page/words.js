@@ -74,6 +74,13 @@ export function clock(ms) {
   return `${two(time.getHours())}:${two(time.getMinutes())}:${two(time.getSeconds())}`;
 }
 
+/** With the day, for what may be old. */
+export function dateClock(ms) {
+  const time = new Date(ms);
+  const two = (number) => String(number).padStart(2, "0");
+  return `${time.getFullYear()}-${two(time.getMonth() + 1)}-${two(time.getDate())} ${clock(ms)}`;
+}
+
 /** With milliseconds: events of one second are told apart. */
 export function fineClock(ms) {
   return `${clock(ms)}.${String(Math.floor(ms) % 1_000).padStart(3, "0")}`;
@@ -83,6 +90,11 @@ export function age(ms) {
   const seconds = Math.max(0, Math.round(ms / 1_000));
   if (seconds < 60) return `${seconds} s`;
   return seconds < 3_600 ? `${Math.floor(seconds / 60)} min` : `${Math.floor(seconds / 3_600)} h`;
+}
+
+/** What cannot be seen, or turns the order of what can, is written out: `\u{202e}`. Lines and tabs stay. */
+export function plain(text) {
+  return text.replace(/[^\P{C}\n\t]/gu, (c) => `\\u{${c.codePointAt(0).toString(16)}}`);
 }
 
 /** The beginning tells devices apart on a narrow screen; the whole stands in the tooltip. */

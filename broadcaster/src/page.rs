@@ -20,10 +20,11 @@ const STYLES: &str =
     concat!(include_str!("../../shared/src/page/palette.css"), include_str!("../page/style.css"));
 const DOCUMENT: &str = include_str!("../page/index.html");
 /// Path, type, content.
-const FILES: [(&str, &str, &str); 12] = [
+const FILES: [(&str, &str, &str); 13] = [
     ("/page/main.js", SCRIPT, include_str!("../page/main.js")),
     ("/page/chart.js", SCRIPT, include_str!("../page/chart.js")),
     ("/page/gathered.js", SCRIPT, include_str!("../page/gathered.js")),
+    ("/page/letters.js", SCRIPT, include_str!("../page/letters.js")),
     ("/page/rows.js", SCRIPT, include_str!("../page/rows.js")),
     ("/page/send.js", SCRIPT, include_str!("../page/send.js")),
     ("/page/words.js", SCRIPT, include_str!("../page/words.js")),

@@ -113,13 +113,13 @@ export class Server {
 
   /** Posts the next values of the counting device, for as long as it takes. Their order is that of the log. */
   async post(count, more = {}) {
-    const { deviceId = this.deviceId, eventType = "count", metadata } = more;
+    const { deviceId = this.deviceId, eventType = "count", timestamp = Date.now(), metadata } = more;
     const events = Array.from({ length: count }, () => ({
       id: randomUUID(),
       deviceId,
       eventType,
       value: this.posted++,
-      timestamp: Date.now(),
+      timestamp,
       ...(metadata && { metadata }),
     }));
     const body = JSON.stringify(events);
