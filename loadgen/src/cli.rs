@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
-use pulsestream_loadgen::{bench, ingest, live, strangers};
+use pulsestream_loadgen::{bench, ingest, live, sends, strangers};
 use uuid::Uuid;
 
 /// Devices and dashboards as load for PulseStream.
@@ -40,6 +40,11 @@ pub(crate) enum Command {
     /// A bare handler that answers 202, as the baseline of `bench`
     #[command(after_help = "Example:\n  loadgen baseline --port 3999 --threads 2")]
     Baseline(BaselineArgs),
+    /// One bare send() a connection and frame, as the baseline of live delivery
+    #[command(
+        after_help = "Example:\n  loadgen sends --port 3998 --connections 1000 --bytes 300 --rate 40 --json"
+    )]
+    Sends(SendsArgs),
 }
 
 const INGEST_EXAMPLES: &str = "Examples:
@@ -304,6 +309,33 @@ pub(crate) struct BaselineArgs {
     /// Address to listen on
     #[arg(long, default_value = "127.0.0.1")]
     pub(crate) host: IpAddr,
+}
+
+/// It listens, waits for that many connections, sends, and tells what it took.
+#[derive(Debug, Args)]
+pub(crate) struct SendsArgs {
+    /// Port to listen on, of loopback
+    #[arg(long)]
+    pub(crate) port: u16,
+    /// Connections waited for
+    #[arg(long, default_value_t = 1_000, value_parser = count)]
+    connections: usize,
+    /// Payload bytes of a frame
+    #[arg(long, default_value_t = 300)]
+    bytes: u16,
+    /// Frames a second to each connection
+    #[arg(long, value_name = "FRAMES/S", default_value_t = 40.0)]
+    rate: f64,
+    /// Seconds
+    #[arg(long, value_name = "S", default_value = "5", value_parser = seconds)]
+    duration: Duration,
+}
+
+impl SendsArgs {
+    pub(crate) fn options(&self) -> sends::Options {
+        let Self { connections, bytes, rate, duration, .. } = *self;
+        sends::Options { connections, bytes, rate, duration }
+    }
 }
 
 fn count(text: &str) -> Result<usize, String> {

@@ -3,7 +3,8 @@
 //! [`ingest`] plays devices that POST events and writes down, per event, what it was told. [`live`]
 //! plays dashboards that hold WebSockets and counts what is repeated, out of order or missing.
 //! [`mod@bench`] measures capacity as a ratio to a bare handler ([`baseline`]) in interleaved rounds,
-//! [`strangers`] what a flood of unknown keys does to the latency of those who have one.
+//! [`strangers`] what a flood of unknown keys does to the latency of those who have one, and [`sends`] the
+//! least that live delivery could cost.
 //!
 //! Deliberately absent: any knowledge of the product's inside. This crate depends on no other crate of
 //! the workspace and speaks only the public HTTP and WebSocket contract, so that a mistake in a shared
@@ -21,4 +22,5 @@ pub mod latency;
 pub mod ledger;
 pub mod live;
 mod process;
+pub mod sends;
 pub mod strangers;

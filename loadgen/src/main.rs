@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
 use pulsestream_loadgen::control::Control;
-use pulsestream_loadgen::{baseline, bench, ingest, live, strangers};
+use pulsestream_loadgen::{baseline, bench, ingest, live, sends, strangers};
 use serde::Serialize;
 use serde_json::Value;
 use tokio::net::TcpListener;
@@ -78,6 +78,12 @@ async fn run(cli: Cli) -> Result<ExitCode> {
                 served = baseline::serve(listener) => served.context("serve")?,
                 signal = tokio::signal::ctrl_c() => signal.context("wait for the signal")?,
             }
+            true
+        }
+        Command::Sends(args) => {
+            let address = ("127.0.0.1", args.port);
+            let listener = std::net::TcpListener::bind(address).context("listen")?;
+            print(&sends::run(&listener, args.options())?, cli.json)?;
             true
         }
     };

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.error
 import urllib.request
 import uuid
 from pathlib import Path
@@ -101,7 +102,7 @@ def product(env, *role):
     with tempfile.TemporaryDirectory() as folder:
         key = Path(folder) / "key"
         key.write_text(run(BINARIES / "pulsestream", "keys", "create", "--client", "bench", env=env))
-        at = {"PORT": str(port), "CONSUMER_PORT": str(port)}
+        at = {"PORT": str(port), "CONSUMER_PORT": str(port), "BROADCASTER_PORT": str(port)}
         with process(BINARIES / "pulsestream", *role, env={**env, **at}) as child:
             await_ready(child, f"http://127.0.0.1:{port}/readyz")
             yield child.pid, f"http://127.0.0.1:{port}", key
@@ -112,14 +113,32 @@ def embedded(folder):
     return {**{k: v for k, v in os.environ.items() if k not in ours}, "DATA_DIR": f"{folder}/data"}
 
 
-def await_ready(child, url, within_s=60):
+def await_ready(child, url, within_s=60, status=200):
     deadline = time.monotonic() + within_s
     while time.monotonic() < deadline and child.poll() is None:
-        with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=1) as answer:
-            if answer.status < 300:
+        with contextlib.suppress(OSError):
+            if status_of(url) == status:
                 return
         time.sleep(0.05)
     sys.exit(f"{url} is not ready")
+
+
+def await_port(port, within_s=10):
+    """Until something listens there. Not by connecting: that would be counted as a client."""
+    deadline = time.monotonic() + within_s
+    listening = f"0100007F:{port:04X} 00000000:0000 0A"
+    while listening not in Path("/proc/net/tcp").read_text():
+        if time.monotonic() > deadline:
+            sys.exit(f"nothing listens on port {port}")
+        time.sleep(0.02)
+
+
+def status_of(url):
+    try:
+        with urllib.request.urlopen(url, timeout=1) as answer:
+            return answer.status
+    except urllib.error.HTTPError as error:
+        return error.code
 
 
 def loadgen(*arguments):
