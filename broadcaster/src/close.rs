@@ -4,13 +4,13 @@ use std::future::pending;
 use std::time::Duration;
 
 use axum::extract::ws::{CloseFrame, Message, Utf8Bytes, WebSocket};
-use futures_util::StreamExt as _;
+use futures_util::{Stream, StreamExt as _};
 use pulsestream_shared::problem::{Code, Problem};
 use tokio::time::timeout;
 use tungstenite::error::{Error, ProtocolError};
 
 use crate::metrics::LiveMetrics;
-use crate::socket::Gone;
+use crate::wire::Gone;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Close {
@@ -156,12 +156,16 @@ async fn say_goodbye(websocket: &mut WebSocket, frame: CloseFrame) {
 
 /// Answers the client's close frame: the library has the answer ready, and writes it with the next read.
 /// Without it a browser calls the end unclean, 1006.
-pub(crate) async fn answer(websocket: &mut WebSocket) {
-    if timeout(Duration::from_secs(1), read_to_the_end(websocket)).await.is_err() {
+pub(crate) async fn answer(messages: impl Messages) {
+    if timeout(Duration::from_secs(1), read_to_the_end(messages)).await.is_err() {
         tracing::debug!("close frame not answered");
     }
 }
 
-async fn read_to_the_end(websocket: &mut WebSocket) {
-    while let Some(Ok(_)) = websocket.next().await {}
+async fn read_to_the_end(mut messages: impl Messages) {
+    while let Some(Ok(_)) = messages.next().await {}
 }
+
+/// What a WebSocket's client sends.
+pub(crate) trait Messages: Stream<Item = Result<Message, axum::Error>> + Unpin {}
+impl<S: Stream<Item = Result<Message, axum::Error>> + Unpin> Messages for S {}

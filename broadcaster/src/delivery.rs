@@ -8,14 +8,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use prometheus::IntCounter;
 use tokio::time::Instant;
 
 use crate::conflate::conflate;
 use crate::cursor::Cursor;
+use crate::group::Bell;
 use crate::parcel::Parcel;
 use crate::snapshot::Values;
-use crate::subscription::{GapReason, Pulled, Subscription};
+use crate::subscription::{self, GapReason, Pulled, Subscription};
 use crate::wish::Mode;
 
 /// Bytes of events after which a write takes no more.
@@ -37,7 +37,7 @@ pub(crate) enum Outgoing {
 /// A subscription and its rhythm.
 pub(crate) struct Delivery {
     pub(crate) subscription: Subscription,
-    mode: Mode,
+    pub(crate) mode: Mode,
     begun_at: Instant,
     /// Sent first.
     values: Option<Values>,
@@ -45,29 +45,56 @@ pub(crate) struct Delivery {
     gap: Option<GapReason>,
     /// The place the client was told last; `None` until it has the values that come first.
     told: Option<Arc<Cursor>>,
-    left_out: IntCounter,
+}
+
+/// Where a delivery stands.
+#[derive(Clone)]
+pub(crate) struct Stand {
+    subscription: subscription::Stand,
+    mode: Mode,
+    begun_at: Instant,
+    told: Option<Arc<Cursor>>,
 }
 
 impl Delivery {
-    /// `begun_at`: the moment from which windows are counted. `left_out` counts events for which newer ones
-    /// are sent.
-    pub(crate) fn new(
-        subscription: Subscription,
-        mode: Mode,
-        begun_at: Instant,
-        left_out: IntCounter,
-    ) -> Self {
+    /// `begun_at`: the moment from which windows are counted.
+    pub(crate) fn new(subscription: Subscription, mode: Mode, begun_at: Instant) -> Self {
         let subscription = match mode {
             Mode::Latest(_) => subscription.patient(),
             Mode::Live | Mode::Window(_) => subscription,
         };
         let told = Some(subscription.place().clone());
-        Self { subscription, mode, begun_at, values: None, gap: None, told, left_out }
+        Self { subscription, mode, begun_at, values: None, gap: None, told }
     }
 
     /// The same for a client that is sent these values first.
     pub(crate) fn after(self, values: Values) -> Self {
         Self { values: Some(values), told: None, ..self }
+    }
+
+    /// One that goes on from there.
+    pub(crate) fn at(stand: Stand, bell: Bell) -> Self {
+        let Stand { subscription, mode, begun_at, told } = stand;
+        let subscription = Subscription::at(subscription, bell);
+        Self { subscription, mode, begun_at, values: None, gap: None, told }
+    }
+
+    pub(crate) fn stand(&self) -> Stand {
+        let (subscription, told) = (self.subscription.stand(), self.told.clone());
+        Stand { subscription, mode: self.mode, begun_at: self.begun_at, told }
+    }
+
+    /// True when what is sent next depends on nothing of its own.
+    pub(crate) fn may_be_shared(&self) -> bool {
+        self.values.is_none() && self.gap.is_none() && self.subscription.may_be_shared()
+    }
+
+    /// True when both send the same from now on.
+    pub(crate) fn stands_with(&self, other: &Self) -> bool {
+        self.may_be_shared()
+            && other.may_be_shared()
+            && self.mode == other.mode
+            && self.subscription.stands_with(&other.subscription)
     }
 
     /// When something that waits is to be sent; `None` while nothing waits.
@@ -97,7 +124,7 @@ impl Delivery {
         self.told = Some(parcels.last()?.place.clone());
         Some(Outgoing::Events(match self.mode {
             Mode::Live | Mode::Window(_) => parcels,
-            Mode::Latest(_) => self.newest_of(&parcels),
+            Mode::Latest(_) => conflate(&parcels).into_iter().collect(),
         }))
     }
 
@@ -127,13 +154,6 @@ impl Delivery {
             }
         }
         Ok(parcels)
-    }
-
-    fn newest_of(&self, parcels: &[Arc<Parcel>]) -> Vec<Arc<Parcel>> {
-        let newest = conflate(parcels);
-        let left_out = newest.as_ref().and_then(|newest| newest.left_out).unwrap_or(0);
-        self.left_out.inc_by(left_out as u64);
-        newest.into_iter().collect()
     }
 
     fn send_values(&mut self, mut values: Values) -> Outgoing {

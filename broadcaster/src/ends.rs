@@ -9,7 +9,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use pulsestream_shared::log::{Bounds, EventLog, LogError, Offset, Topic};
+use pulsestream_shared::log::{Bounds, EventLog, LogError, Topic};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
@@ -17,9 +17,6 @@ use tokio::time::timeout;
 const PATIENCE: Duration = Duration::from_secs(1);
 /// Askers that wait for one read; more wait at the door.
 const WAITING: usize = 1_024;
-
-/// The next offset of every partition, by number; empty when not known.
-pub(crate) type Floor = Arc<[Offset]>;
 
 type Asker = oneshot::Sender<Arc<[Bounds]>>;
 
@@ -37,15 +34,6 @@ impl Ends {
     pub(crate) fn of(log: Arc<dyn EventLog>) -> (Self, EndsReader) {
         let (sender, askers) = mpsc::channel(WAITING);
         (Self(sender), EndsReader { log, askers })
-    }
-
-    /// The log's ends as they are after this call began: whatever anybody was shown before it lies below
-    /// them. Empty when the log does not tell in time.
-    pub(crate) async fn now(&self) -> Floor {
-        match self.bounds().await {
-            Some(bounds) => bounds.iter().map(|bounds| bounds.next).collect(),
-            None => Floor::default(),
-        }
     }
 
     /// The first and next offset of every partition, by number, as they are after this call began; `None`

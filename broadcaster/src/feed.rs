@@ -2,7 +2,7 @@
 //!
 //! The hub writes into it, step by step. A subscription reads from the log, then from the ring, then from
 //! its group's queue, each in its own time: nothing is kept for one subscription alone, so slow ones
-//! cost no memory. Sockets of the original contract are served by [`crate::registry`].
+//! cost no memory.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -79,20 +79,19 @@ impl Feed {
         inner.index.groups().for_each(|group| group.restart(seq));
     }
 
-    /// The partition is shown up to `last`; these events of it are new. Returns the deliveries.
+    /// The partition is shown up to `last`; these events of it are new. True when somebody asked for one.
     pub(crate) fn show(
         &self,
         partition: Partition,
         last: Offset,
         events: &[LiveEvent],
         now: Instant,
-    ) -> u64 {
+    ) -> bool {
         let mut inner = self.inner();
         if events.is_empty() && last < inner.ring.head().1.at(partition) {
-            return 0; // what is only remembered
+            return false; // what is only remembered
         }
-        let mut delivered = 0;
-        let mut rest = events;
+        let (mut wanted, mut rest) = (false, events);
         loop {
             let (now_shown, later) = rest.split_at(first_step(rest));
             let shown_to = match now_shown.last() {
@@ -100,9 +99,9 @@ impl Feed {
                 _ => last,
             };
             let step = inner.ring.push(partition, shown_to, now_shown.to_vec(), now);
-            delivered += inner.hand_out(&step);
+            wanted |= inner.hand_out(&step);
             if later.is_empty() {
-                return delivered;
+                return wanted;
             }
             rest = later;
         }
@@ -142,8 +141,12 @@ impl Feed {
         place: Cursor,
         bell: Bell,
     ) -> Subscription {
-        let entered = self.inner().enter(filter, self.bounded.queue_bytes, bell.clone());
+        let entered = self.enter(filter, bell.clone());
         Subscription::begin(self.clone(), entered, bell, place)
+    }
+
+    pub(crate) fn enter(&self, filter: Filter, bell: Bell) -> Entered {
+        self.inner().enter(filter, self.bounded.queue_bytes, bell)
     }
 
     /// Ends a subscription.
@@ -182,7 +185,8 @@ impl Inner {
         Entered { group, member }
     }
 
-    fn hand_out(&self, step: &Arc<Parcel>) -> u64 {
+    /// True when somebody asked for some of it.
+    fn hand_out(&self, step: &Arc<Parcel>) -> bool {
         let mut wanted: HashMap<*const Group, (&Arc<Group>, Vec<LiveEvent>)> = HashMap::new();
         for event in &step.events {
             for group in self.index.wanting(event) {
@@ -190,14 +194,13 @@ impl Inner {
                 entry.1.push(event.clone());
             }
         }
-        let mut delivered = 0;
+        let found = !wanted.is_empty();
         for (group, events) in wanted.into_values() {
-            let count = events.len();
             let (place, at) = (step.place.clone(), (step.seq, step.at));
             let parcel = Arc::new(Parcel::new(at, step.partition, events, place).shared());
-            delivered += (count * group.push(parcel)) as u64;
+            group.push(parcel);
         }
-        delivered
+        found
     }
 }
 

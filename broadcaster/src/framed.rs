@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use axum::extract::ws::{Message, Utf8Bytes, WebSocket};
 use bytes::Bytes;
-use futures_util::StreamExt as _;
 use pulsestream_shared::problem::{Code, Problem};
 use serde_json::Value;
 use tokio::time::{Instant, sleep_until};
@@ -17,40 +16,29 @@ use tokio_util::sync::CancellationToken;
 use crate::access::{Admitted, Shown};
 use crate::close::{self, Close};
 use crate::commands::{Auth, Command, Fault};
-use crate::delivery::{Delivery, Outgoing};
+use crate::dialect::Dialect;
 use crate::frames;
-use crate::group::{Bell, wait_until};
+use crate::group::wait_until;
 use crate::heart::Heart;
 use crate::resume::Start;
-use crate::socket::{Gone, Stuck, send, write};
 use crate::stream::Stream;
+use crate::subs::{Stop, Subs};
+use crate::wire::{Gone, STUCK, Stuck, Wire};
 use crate::wish::Wish;
 
 /// Subscriptions of one connection.
 const SUBSCRIPTIONS: usize = 32;
-/// Frames written with one flush.
-const FRAMES_PER_WRITE: usize = 64;
-/// Bytes after which a write takes no more frames: what a stuck socket holds.
-const BYTES_PER_WRITE: usize = 256 * 1_024;
 /// How long what is due is still sent when the server ends.
 const LAST_WORDS: Duration = Duration::from_secs(3);
 
 /// The subscription of the query.
 pub(crate) const MAIN: &str = "main";
 
-struct Sub {
-    name: Arc<str>,
-    delivery: Delivery,
-}
-
 pub(crate) struct Framed {
     stream: Arc<Stream>,
     admitted: Admitted,
     ended: CancellationToken,
-    bell: Bell,
-    subs: Vec<Sub>,
-    /// Which subscription is asked first: each gets its turn.
-    turn: usize,
+    subs: Subs,
     /// Sent first.
     greeting: Vec<String>,
 }
@@ -59,8 +47,8 @@ impl Framed {
     pub(crate) fn new(stream: Arc<Stream>, admitted: Admitted, wish: Wish, start: Start) -> Self {
         let ended = admitted.grant.ended();
         let greeting = vec![frames::hello(&start, stream.heartbeat_ms())];
-        let (bell, subs) = (Bell::default(), Vec::new());
-        let mut framed = Self { stream, admitted, ended, bell, subs, turn: 0, greeting };
+        let subs = Subs::new(stream.clone());
+        let mut framed = Self { stream, admitted, ended, subs, greeting };
         framed.add(MAIN.into(), wish, start);
         framed
     }
@@ -72,68 +60,77 @@ impl Framed {
     }
 
     fn add(&mut self, name: Arc<str>, wish: Wish, start: Start) {
-        let delivery = self.stream.subscribe(wish, start, &self.bell);
-        self.subs.push(Sub { name, delivery });
+        let delivery = self.stream.subscribe(wish, start, &self.subs.bell);
+        self.subs.add(Dialect::Framed(name), delivery);
     }
 
     /// Serves the socket until either side ends it.
-    pub(crate) async fn run(mut self, mut websocket: WebSocket) {
-        let _open = self.stream.metrics.open("framed");
-        if let Ok(close) = self.serve(&mut websocket).await {
-            close.tell(&mut websocket, &self.stream.metrics).await;
+    pub(crate) async fn run(mut self, websocket: WebSocket) {
+        let stream = self.stream.clone();
+        let _open = stream.metrics.open("framed");
+        let wire = Arc::new(Wire::new(websocket));
+        let served = self.serve(&wire).await;
+        // Nothing is written to it any more.
+        drop(self.subs);
+        if let (Ok(close), Some(wire)) = (served, Arc::into_inner(wire)) {
+            close.tell(&mut wire.into_inner(), &stream.metrics).await;
         }
     }
 
-    async fn serve(&mut self, websocket: &mut WebSocket) -> Result<Close, Gone> {
+    async fn serve(&mut self, wire: &Arc<Wire>) -> Result<Close, Gone> {
         let mut heart = Heart::new(&self.stream.config);
         let end_at = Instant::now() + self.stream.lifetime();
         for frame in std::mem::take(&mut self.greeting) {
-            send(websocket, Message::Text(frame.into())).await?;
+            wire.send(Message::Text(frame.into())).await?;
         }
         loop {
-            let due = self.due();
+            let due = self.subs.due();
             let until = self.admitted.grant.until(end_at);
             // Cancel safe: the stream keeps what it has read, and a bell rings until it is heard.
             tokio::select! {
                 biased;
                 () = self.ended.cancelled() => return Ok(Close::Revoked),
                 () = self.stream.drain.cancelled() => {
-                    return self.go_away(websocket, Close::Restart).await;
+                    return self.go_away(wire, Close::Restart).await;
                 }
                 () = sleep_until(until) => {
                     if self.admitted.grant.is_over(Instant::now()) {
                         return Ok(Close::Expired);
                     }
-                    return self.go_away(websocket, Close::Lifetime).await;
+                    return self.go_away(wire, Close::Lifetime).await;
                 }
                 () = sleep_until(heart.next) => {
                     if !heart.beat() {
                         return Err(Gone);
                     }
                     let moved = self.moved();
-                    if let Some(close) = self.write(websocket, moved).await? {
+                    if let Some(close) = self.write(wire, moved).await? {
                         return Ok(close);
                     }
-                    send(websocket, Message::Ping(Bytes::new())).await?;
+                    wire.send(Message::Ping(Bytes::new())).await?;
                 }
-                message = websocket.next() => match message {
+                message = wire.next() => match message {
                     Some(Ok(Message::Pong(_))) => heart.answered(),
                     Some(Ok(Message::Close(_))) => {
-                        close::answer(websocket).await;
+                        close::answer(wire.messages()).await;
                         return Err(Gone);
                     }
                     None => return Err(Gone),
                     Some(Ok(Message::Text(text))) => match self.obey(&text).await {
-                        Some(answer) => send(websocket, Message::Text(answer.into())).await?,
+                        Some(answer) => wire.send(Message::Text(answer.into())).await?,
                         None => return Ok(Close::BadCommand),
                     },
                     Some(Ok(Message::Binary(_))) => return Ok(Close::BadCommand),
                     Some(Err(error)) => return Close::of_fault(error),
                     Some(Ok(Message::Ping(_))) => {}
                 },
-                () = wait_until(due, &self.bell) => {
-                    let frames = self.pull();
-                    if let Some(close) = self.write(websocket, frames).await? {
+                () = wait_until(due, &self.subs.bell) => {
+                    let frames = match self.subs.pull(wire) {
+                        Ok(frames) => frames,
+                        Err(Stop::Missed) => return Ok(Close::Missed),
+                        Err(Stop::Gone) => return Err(Gone),
+                    };
+                    if let Some(close) = self.write(wire, frames).await? {
                         return Ok(close);
                     }
                 }
@@ -141,59 +138,15 @@ impl Framed {
         }
     }
 
-    /// When something is to be sent; `None` while nothing waits.
-    fn due(&self) -> Option<Instant> {
-        self.subs.iter().filter_map(|sub| sub.delivery.due()).min()
-    }
-
-    /// Frames of what is due. Rings the bell when there may be more.
-    fn pull(&mut self) -> Vec<Utf8Bytes> {
-        let now = Instant::now();
-        let (mut frames, mut bytes) = (Vec::new(), 0);
-        let count = self.subs.len();
-        self.turn = self.turn.wrapping_add(1);
-        for index in 0..count {
-            let at = (self.turn + index) % count;
-            let Some(sub) = self.subs.get_mut(at) else { continue };
-            let share = FRAMES_PER_WRITE.div_ceil(count);
-            for _ in 0..share {
-                if bytes > BYTES_PER_WRITE {
-                    break;
-                }
-                let Some(outgoing) = sub.delivery.pull(now) else { break };
-                let frame = match outgoing {
-                    Outgoing::Events(parcels) => frames::events(&sub.name, &parcels),
-                    Outgoing::Values(values, place) => {
-                        frames::values(&sub.name, &values, place.as_deref()).into()
-                    }
-                    Outgoing::Gap(reason) => {
-                        self.stream.metrics.gaps.with_label_values(&[reason.word()]).inc();
-                        frames::gap(&sub.name, reason, sub.delivery.place()).into()
-                    }
-                };
-                bytes += frame.len();
-                frames.push(frame);
-            }
-        }
-        if !frames.is_empty() {
-            self.bell.notify_one();
-        }
-        frames
-    }
-
     /// Frames of the places that moved without anything to send.
     fn moved(&mut self) -> Vec<Utf8Bytes> {
-        let moved = |sub: &mut Sub| Some(frames::moved(&sub.name, &*sub.delivery.moved()?).into());
-        self.subs.iter_mut().filter_map(moved).collect()
+        self.subs.moved().map(|(sub, place)| frames::moved(sub, &place).into()).collect()
     }
 
-    /// Writes frames; says how to close when the client takes nothing, or its key ended meanwhile.
-    async fn write(
-        &self,
-        websocket: &mut WebSocket,
-        frames: Vec<Utf8Bytes>,
-    ) -> Result<Option<Close>, Gone> {
-        if frames.is_empty() {
+    /// Writes frames and what waits before them; says how to close when the client takes nothing, or its key
+    /// ended meanwhile.
+    async fn write(&self, wire: &Wire, frames: Vec<Utf8Bytes>) -> Result<Option<Close>, Gone> {
+        if frames.is_empty() && !wire.is_busy() {
             return Ok(None);
         }
         // The library keeps what a write given up had handed to it, so the close frame comes after whole
@@ -201,7 +154,7 @@ impl Framed {
         tokio::select! {
             biased;
             () = self.ended.cancelled() => Ok(Some(Close::Revoked)),
-            written = write(websocket, frames) => match written? {
+            written = wire.write(frames.into_iter().map(Message::Text), STUCK) => match written? {
                 Stuck::No => Ok(None),
                 Stuck::Yes => Ok(Some(Close::Missed)),
             },
@@ -209,22 +162,22 @@ impl Framed {
     }
 
     /// Sends what is due, and where to go on.
-    async fn go_away(&mut self, websocket: &mut WebSocket, close: Close) -> Result<Close, Gone> {
+    async fn go_away(&mut self, wire: &Arc<Wire>, close: Close) -> Result<Close, Gone> {
+        self.subs.part().map_err(|_| Gone)?;
         let last = Instant::now() + LAST_WORDS;
         loop {
-            let frames = self.pull();
-            if frames.is_empty() || Instant::now() > last {
+            let frames = self.subs.pull(wire).map_err(|_| Gone)?;
+            if (frames.is_empty() && !wire.is_busy()) || Instant::now() > last {
                 break;
             }
-            if let Some(close) = self.write(websocket, frames).await? {
+            if let Some(close) = self.write(wire, frames).await? {
                 return Ok(close);
             }
         }
-        self.subs.iter_mut().for_each(|sub| drop(sub.delivery.moved()));
+        self.subs.moved().for_each(drop);
         let after_ms = self.stream.reconnect_after_ms(close);
-        let places = self.subs.iter().map(|sub| (&sub.name, sub.delivery.place()));
-        let goaway = frames::goaway(after_ms, places);
-        send(websocket, Message::Text(goaway.into())).await?;
+        let goaway = frames::goaway(after_ms, self.subs.places());
+        wire.send(Message::Text(goaway.into())).await?;
         Ok(close)
     }
 
@@ -234,21 +187,17 @@ impl Framed {
             Err(Fault::NoCommand) => None,
             Err(Fault::Refused { id, code, detail }) => Some(frames::error(&id, code, &detail)),
             Ok(Command::Ping { id }) => Some(frames::pong(&id)),
-            Ok(Command::Unsubscribe { id, sub }) => {
-                let before = self.subs.len();
-                self.subs.retain(|other| other.name != sub);
-                Some(if self.subs.len() < before {
-                    frames::ok(&id)
-                } else {
-                    frames::error(&id, "unknown_subscription", "there is none of that name")
-                })
-            }
+            Ok(Command::Unsubscribe { id, sub }) => Some(if self.subs.remove(&sub) {
+                frames::ok(&id)
+            } else {
+                frames::error(&id, "unknown_subscription", "there is none of that name")
+            }),
             Ok(Command::Auth(Auth { id, token })) => Some(match self.renew(token.expose()).await {
                 Ok(expires_at_ms) => frames::authorized(&id, expires_at_ms),
                 Err(problem) => refused(&id, &problem),
             }),
             Ok(Command::Subscribe { id, sub, wish }) => {
-                if self.subs.iter().any(|other| other.name == sub) {
+                if self.subs.has(&sub) {
                     let detail = "there is one of that name; unsubscribe it first";
                     return Some(frames::error(&id, "subscribed_already", detail));
                 }
@@ -285,9 +234,8 @@ impl Framed {
             let detail = "the stream token is of another client than this connection";
             return Err(Problem::from(Code::TokenRestricted).detail(detail));
         }
-        let beyond = |sub: &&Sub| !grant.covers(sub.delivery.subscription.filter());
-        if let Some(sub) = self.subs.iter().find(beyond) {
-            let detail = format!("the stream token does not allow all of {:?}", sub.name);
+        if let Some((sub, _)) = self.subs.filters().find(|(_, filter)| !grant.covers(filter)) {
+            let detail = format!("the stream token does not allow all of {sub:?}");
             return Err(Problem::from(Code::TokenRestricted).detail(detail));
         }
         self.ended = grant.ended();

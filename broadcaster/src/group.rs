@@ -78,6 +78,19 @@ impl Group {
         Self { filter, most_bytes, queue: Mutex::new(queue) }
     }
 
+    /// Rings another bell from now on.
+    pub(crate) fn rehang(&self, member: Member, bell: Bell) {
+        self.queue().bells.insert(member.id, bell);
+    }
+
+    /// True when nothing came for this group between two steps, as far as can be told.
+    pub(crate) fn is_silent_between(&self, one: u64, other: u64) -> bool {
+        let mut queue = self.queue();
+        let (first, last) = (one.min(other), one.max(other));
+        let next = queue.after(first).next().map(|slot| slot.parcel.seq);
+        queue.covers_from <= first && next.is_none_or(|next| next > last)
+    }
+
     pub(crate) fn enter(&self, bell: Bell) -> Member {
         let mut queue = self.queue();
         queue.next_id += 1;
@@ -86,8 +99,8 @@ impl Group {
         Member { id, generation: queue.generation }
     }
 
-    /// Adds a parcel and wakes everybody. Returns how many will take it from here.
-    pub(crate) fn push(&self, parcel: Arc<Parcel>) -> usize {
+    /// Adds a parcel and wakes everybody.
+    pub(crate) fn push(&self, parcel: Arc<Parcel>) {
         let mut queue = self.queue();
         let waiting = queue.standing;
         if waiting == 0 {
@@ -100,7 +113,6 @@ impl Group {
             }
         }
         queue.bells.values().for_each(|bell| bell.notify_one());
-        waiting
     }
 
     /// The log is another one from step `seq` on.

@@ -33,7 +33,6 @@ use crate::chain::{Chain, Step};
 use crate::feed::Feed;
 use crate::metrics::LiveMetrics;
 use crate::range::{LiveEvent, Range};
-use crate::registry::Registry;
 use crate::repeats::{MOST, Repeats};
 
 /// How often partitions are looked over for silence and unfinished repairs.
@@ -78,7 +77,6 @@ pub(crate) struct Hub {
     /// The log looked cut at the last check.
     looked_cut: bool,
     reads: (mpsc::Sender<ReadDone>, mpsc::Receiver<ReadDone>),
-    registry: Arc<Registry>,
     feed: Arc<Feed>,
     metrics: Arc<LiveMetrics>,
     readiness: Readiness,
@@ -90,7 +88,7 @@ impl Hub {
     /// Subscribes and stands at the end of the log.
     pub(crate) async fn start(
         context: &Context,
-        (registry, feed): (Arc<Registry>, Arc<Feed>),
+        feed: Arc<Feed>,
         metrics: Arc<LiveMetrics>,
     ) -> Result<Self, OpenError> {
         let engine = context.engine.clone();
@@ -114,7 +112,6 @@ impl Hub {
             repeats: Repeats::new(window_ms),
             looked_cut: false,
             reads: mpsc::channel(channels.len().max(1)),
-            registry,
             feed,
             metrics,
             readiness: context.readiness.clone(),
@@ -211,25 +208,11 @@ impl Hub {
             Step::Deliver { events, repeats } => {
                 let shown_to = partition.chain.seen();
                 self.metrics.repeats.inc_by(repeats as u64);
-                let delivered = self.feed.show(number, shown_to, &events, Instant::now());
-                self.metrics.deliveries.inc_by(delivered);
-                for event in &events {
-                    if self.deliver(number, event) || delivered > 0 {
-                        self.observe_age(event);
-                    }
+                if self.feed.show(number, shown_to, &events, Instant::now()) {
+                    events.iter().for_each(|event| self.observe_age(event));
                 }
             }
         }
-    }
-
-    /// Hands an event to plain sockets; true when one takes it.
-    fn deliver(&self, partition: Partition, event: &LiveEvent) -> bool {
-        let delivered = self.registry.deliver(partition, event);
-        self.metrics.deliveries.inc_by(delivered.queued);
-        if delivered.missed > 0 {
-            self.metrics.dropped.with_label_values(&["slow"]).inc_by(delivered.missed);
-        }
-        delivered.queued > 0
     }
 
     fn observe_age(&self, event: &LiveEvent) {
@@ -282,7 +265,6 @@ impl Hub {
         if back.lost_below.is_some_and(|first| partition.chain.is_lost_below(first)) {
             let from = partition.chain.seen() + 1;
             tracing::error!(partition = number, from, "the log no longer holds what was missed");
-            self.registry.tell_gap();
             self.feed.lose(number, back.lost_below.unwrap_or(from), Instant::now());
         }
         let Some(logged_at_ms) = back.logged_at_ms else { return };
@@ -305,7 +287,6 @@ impl Hub {
             Err(error) => return tracing::debug!(%error, "the log's epoch is not known now"),
         }
         tracing::error!("the log is another one: live streams start over");
-        self.registry.tell_gap();
         if let Err(error) = self.stand_at_the_end().await {
             tracing::warn!(%error, "the new log cannot be read yet");
             // Asked again at the next check.

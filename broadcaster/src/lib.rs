@@ -2,12 +2,13 @@
 //!
 //! An event walks through few rooms: `relay` (reads the log as a group, publishes ranges on the bus) →
 //! `hub` (every broadcaster hears every range, checks the chain, repairs holes from the log) →
-//! `registry` (who wants it) → `socket` (one task a connection).
+//! `feed`: `ring` (what was shown lately) and `group` (what those who ask for the same wait for), behind them
+//! the log in `blocks`. A `subscription` reads there in its own time, from a `cursor` that `resume` has
+//! judged, and a `delivery` sends what it finds, all of it or what `conflate` leaves of it → `socket`,
+//! `framed`, `sse` and `poll`, one task a connection.
 //!
-//! That is the plain WebSocket. Everything newer reads from `feed`, where the hub writes too: `ring` (what
-//! was shown lately) and `group` (what those who ask for the same wait for), behind them the log in
-//! `blocks`. A `subscription` reads there in its own time, from a `cursor` that `resume` has judged;
-//! `framed`, `sse` and `poll` send what it finds, all of it or what `conflate` leaves of it.
+//! WebSockets that are shown the same share one delivery once they have caught up: a `fan_out` writes to all
+//! of them, and their own tasks (`subs`) sleep.
 
 use std::sync::Arc;
 
@@ -33,8 +34,10 @@ mod cursor;
 mod delivery;
 #[cfg(test)]
 mod described;
+mod dialect;
 mod doors;
 mod ends;
+mod fan_out;
 mod feed;
 mod filter;
 mod framed;
@@ -55,7 +58,6 @@ mod page;
 mod parcel;
 mod poll;
 mod range;
-mod registry;
 mod relay;
 mod repeats;
 mod resume;
@@ -65,8 +67,10 @@ mod socket;
 mod sse;
 mod stats;
 mod stream;
+mod subs;
 mod subscription;
 mod token;
+mod wire;
 mod wish;
 
 /// How a broadcaster process names itself. It lives without the store and, reading the log itself,
@@ -78,14 +82,14 @@ pub const ROLE: Role = Role { name: "broadcaster", required: &[Dependency::Log] 
 /// # Errors
 /// [`OpenError`] when the log cannot be read at all.
 pub async fn build(context: Context, keyring: Arc<Keyring>) -> Result<Routes, OpenError> {
-    let registry = Arc::new(registry::Registry::default());
     let feed = feed::Feed::new(context.engine.log.clone(), bounded(&context.config.live));
-    let load = load::Load::new(&context, registry.clone(), feed.clone());
-    let metrics = Arc::new(metrics::LiveMetrics::new(&context, load));
+    let sent = metrics::Sent::new(&context.registry);
+    let fan_outs = Arc::new(fan_out::FanOuts::new(sent.clone()));
+    let load = load::Load::new(&context, feed.clone(), fan_outs.clone());
+    let metrics = Arc::new(metrics::LiveMetrics::new(&context, load, sent));
     let stop = context.shutdown.stop.clone();
 
-    let shown = (registry.clone(), feed.clone());
-    let hub = hub::Hub::start(&context, shown, metrics.clone()).await?;
+    let hub = hub::Hub::start(&context, feed.clone(), metrics.clone()).await?;
     context.spawn("hub", hub.run(stop.clone()));
     let relay = relay::Relay::join(&context, metrics.clone()).await?;
     let drain = context.shutdown.drain.clone();
@@ -105,8 +109,8 @@ pub async fn build(context: Context, keyring: Arc<Keyring>) -> Result<Routes, Op
     let stream = stream::Stream {
         access: access::Access::new(keyring, keys, &context.config),
         porch: newcomer::Porch::default(),
-        registry,
         feed,
+        fan_outs,
         ends,
         snapshots: snapshot::Snapshots::new(context.engine.query.clone(), &context.config),
         metrics,

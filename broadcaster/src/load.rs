@@ -8,14 +8,14 @@ use prometheus::proto::MetricFamily;
 use prometheus::{IntGauge, Opts};
 use pulsestream_shared::service::Context;
 
+use crate::fan_out::FanOuts;
 use crate::feed::Feed;
-use crate::registry::Registry;
 
 /// Two gauges, set whenever somebody looks.
 #[derive(Clone)]
 pub(crate) struct Load {
-    registry: Arc<Registry>,
     feed: Arc<Feed>,
+    fan_outs: Arc<FanOuts>,
     subscriptions: IntGauge,
     queue_bytes: IntGauge,
 }
@@ -27,14 +27,14 @@ pub(crate) struct Held {
 }
 
 impl Load {
-    pub(crate) fn new(context: &Context, registry: Arc<Registry>, feed: Arc<Feed>) -> Self {
+    pub(crate) fn new(context: &Context, feed: Arc<Feed>, fan_outs: Arc<FanOuts>) -> Self {
         let gauge = |name, help| {
             let opts = Opts::new(name, help).namespace("pulsestream");
             IntGauge::with_opts(opts).expect("metric names are literals")
         };
         let load = Self {
-            registry,
             feed,
+            fan_outs,
             subscriptions: gauge("live_subscriptions", "Subscriptions of all open streams."),
             queue_bytes: gauge(
                 "live_queue_bytes",
@@ -49,10 +49,11 @@ impl Load {
 
     /// Looks.
     pub(crate) fn held(&self) -> Held {
-        let ((plain, queued), (placed, shared)) = (self.registry.load(), self.feed.load());
+        let ((alone, bytes), (joined, fan_outs)) = (self.feed.load(), self.fan_outs.load());
         let whole = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
-        self.subscriptions.set(whole(plain + placed));
-        self.queue_bytes.set(whole(queued + shared));
+        // A fan-out is one of those the feed knows.
+        self.subscriptions.set(whole((alone + joined).saturating_sub(fan_outs)));
+        self.queue_bytes.set(whole(bytes));
         Held { subscriptions: self.subscriptions.get(), queue_bytes: self.queue_bytes.get() }
     }
 }

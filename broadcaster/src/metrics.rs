@@ -1,10 +1,11 @@
 //! Every metric of the broadcaster.
 
-use prometheus::{HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
+use prometheus::{HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry};
 use pulsestream_shared::metrics::Metrics;
 use pulsestream_shared::problem::{Code, Problem};
 use pulsestream_shared::service::Context;
 
+use crate::delivery::Outgoing;
 use crate::load::Load;
 use crate::resume::Verdict;
 use crate::snapshot::Without;
@@ -20,9 +21,7 @@ pub(crate) struct LiveMetrics {
     pub(crate) tokens: IntCounter,
     /// Connections the server closed, by close code.
     pub(crate) closes: IntCounterVec,
-    /// Events handed to a subscriber's queue.
-    pub(crate) deliveries: IntCounter,
-    /// Events a subscriber did not get.
+    /// Plain sockets that were closed because they missed events.
     pub(crate) dropped: IntCounterVec,
     /// Ranges published on the bus.
     pub(crate) relay_batches: IntCounter,
@@ -34,16 +33,25 @@ pub(crate) struct LiveMetrics {
     pub(crate) repeats: IntCounter,
     /// Places clients came back with, by transport and what became of them.
     pub(crate) resumes: IntCounterVec,
-    /// Gaps subscribers were told of, by reason.
-    pub(crate) gaps: IntCounterVec,
-    /// Events for which a subscriber was sent a newer one of the same device and type.
-    pub(crate) conflated: IntCounter,
     /// Streams that were to begin with the newest values, by what became of that.
     pub(crate) snapshots: IntCounterVec,
     /// Time from acceptance to a later stage.
     pub(crate) freshness: HistogramVec,
     /// What subscribers hold now.
     pub(crate) load: Load,
+    /// What they were sent.
+    pub(crate) sent: Sent,
+}
+
+/// What subscribers were sent.
+#[derive(Clone)]
+pub(crate) struct Sent {
+    /// Events, each as often as it was sent.
+    pub(crate) deliveries: IntCounter,
+    /// Events for which a newer one of the same device and type was sent.
+    pub(crate) conflated: IntCounter,
+    /// Gaps that were told, by reason.
+    pub(crate) gaps: IntCounterVec,
 }
 
 /// The transport without a place, and all of them.
@@ -74,6 +82,49 @@ impl Drop for Open {
     }
 }
 
+impl Sent {
+    pub(crate) fn new(registry: &Registry) -> Self {
+        let metrics = Metrics(registry);
+        let sent = Self {
+            deliveries: metrics.counter(
+                "live_deliveries_total",
+                "Events sent to subscribers, each as often as it was sent.",
+            ),
+            conflated: metrics.counter(
+                "live_conflated_total",
+                "Events for which a subscriber was sent a newer one of the same device and type.",
+            ),
+            gaps: metrics.counters(
+                "live_gaps_total",
+                "Gaps that subscribers were told of, by reason.",
+                &["reason"],
+            ),
+        };
+        for reason in GapReason::ALL {
+            sent.gaps.with_label_values(&[reason.word()]);
+        }
+        sent
+    }
+
+    /// Counts what so many subscribers are sent.
+    pub(crate) fn count(&self, outgoing: &Outgoing, subscribers: u64) {
+        match outgoing {
+            Outgoing::Events(parcels) => {
+                let events: usize = parcels.iter().map(|parcel| parcel.events.len()).sum();
+                let left_out: usize = parcels.iter().filter_map(|parcel| parcel.left_out).sum();
+                self.deliveries.inc_by(events as u64 * subscribers);
+                self.conflated.inc_by(left_out as u64 * subscribers);
+            }
+            Outgoing::Values(values, _) => {
+                self.deliveries.inc_by(values.len() as u64 * subscribers);
+            }
+            Outgoing::Gap(reason) => {
+                self.gaps.with_label_values(&[reason.word()]).inc_by(subscribers);
+            }
+        }
+    }
+}
+
 impl LiveMetrics {
     /// Counts a connection of that transport.
     pub(crate) fn open(&self, transport: &str) -> Open {
@@ -87,7 +138,7 @@ impl LiveMetrics {
         self.refusals.with_label_values(&[problem.code().as_str()]).inc();
     }
 
-    pub(crate) fn new(context: &Context, load: Load) -> Self {
+    pub(crate) fn new(context: &Context, load: Load, sent: Sent) -> Self {
         let metrics = Metrics(&context.registry);
         let new = Self {
             connections: metrics.gauges("live_connections", "Open connections.", &["transport"]),
@@ -102,11 +153,9 @@ impl LiveMetrics {
                 "Connections the server closed, by close code.",
                 &["code"],
             ),
-            deliveries: metrics
-                .counter("live_deliveries_total", "Events handed to a subscriber's queue."),
             dropped: metrics.counters(
                 "live_dropped_total",
-                "Events a subscriber did not get, by reason.",
+                "Plain sockets that were closed because they missed events, by reason.",
                 &["reason"],
             ),
             relay_batches: metrics.counter("relay_batches_total", "Ranges published on the bus."),
@@ -129,15 +178,6 @@ impl LiveMetrics {
                 "Places at which streams began, by transport and verdict.",
                 &["transport", "verdict"],
             ),
-            gaps: metrics.counters(
-                "live_gaps_total",
-                "Gaps that subscribers were told of, by reason.",
-                &["reason"],
-            ),
-            conflated: metrics.counter(
-                "live_conflated_total",
-                "Events for which a subscriber was sent a newer one of the same device and type.",
-            ),
             snapshots: metrics.counters(
                 "live_snapshots_total",
                 "Streams that were to begin with the newest values, by outcome.",
@@ -145,6 +185,7 @@ impl LiveMetrics {
             ),
             freshness: context.freshness.clone(),
             load,
+            sent,
         };
         for transport in TRANSPORTS {
             new.connections.with_label_values(&[transport]);
@@ -153,9 +194,6 @@ impl LiveMetrics {
             for verdict in Verdict::ALL {
                 new.resumes.with_label_values(&[transport, verdict.label()]);
             }
-        }
-        for reason in GapReason::ALL {
-            new.gaps.with_label_values(&[reason.word()]);
         }
         new.snapshots.with_label_values(&[SENT]);
         for without in Without::ALL {

@@ -36,7 +36,7 @@ const WINDOW: Duration = Duration::from_secs(120);
 
 /// A log in memory, of one time: every repeat is within the window.
 #[derive(Default)]
-struct Log(Mutex<[Vec<Record>; PARTITIONS]>);
+pub(crate) struct Log(Mutex<[Vec<Record>; PARTITIONS]>);
 
 impl Log {
     fn add(&self, partition: usize, event: &Made) {

@@ -14,8 +14,8 @@ use crate::close::{self, Close};
 use crate::commands::Auth;
 use crate::doors::Arrival;
 use crate::framed::Framed;
-use crate::socket::Gone;
 use crate::stream::Stream;
+use crate::wire::Gone;
 use crate::wish::Wish;
 
 /// Sockets of nobody known, at once: strangers take no more memory than these.

@@ -179,7 +179,7 @@ impl Page {
         let (mut told, mut place) = (Told { recovered: Some(true), ..Told::default() }, None);
         match self.end.take() {
             Some(End::Gap(reason)) => {
-                stream.metrics.gaps.with_label_values(&[reason]).inc();
+                stream.metrics.sent.gaps.with_label_values(&[reason]).inc();
                 told = Told { recovered: Some(false), reason: Some(reason), ..told };
             }
             Some(End::Full(full)) => place = Some(full),

@@ -1,76 +1,66 @@
 //! One plain WebSocket: each event is one text frame holding the event's JSON, and nothing else is sent
-//! as text (the original system's contract). What the client sends is read and ignored.
+//! as text (the original system's contract). What the client sends is read and ignored. It cannot be told of
+//! a gap, so it is closed instead.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use axum::extract::ws::{Message, Utf8Bytes, WebSocket};
 use bytes::Bytes;
-use futures_util::{SinkExt as _, StreamExt as _};
-use pulsestream_shared::config;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use crate::access::Admitted;
 use crate::close::{self, Close};
+use crate::dialect::Dialect;
+use crate::group::wait_until;
 use crate::heart::Heart;
-use crate::metrics::LiveMetrics;
-use crate::registry::{Inbox, Registration};
-
-/// Frames written with one flush.
-const FRAMES_PER_WRITE: usize = 128;
-/// A socket that takes nothing for so long is closed.
-const STUCK: Duration = Duration::from_secs(15);
+use crate::resume::Start;
+use crate::stream::Stream;
+use crate::subs::{Stop, Subs};
+use crate::wire::{Gone, Stuck, Wire};
+use crate::wish::Wish;
 
 pub(crate) struct Socket {
-    pub(crate) inbox: Inbox,
-    /// Ends the subscription with the socket.
-    pub(crate) registration: Registration,
+    stream: Arc<Stream>,
     /// By whom it was opened.
-    pub(crate) admitted: Admitted,
-    pub(crate) metrics: Arc<LiveMetrics>,
-    pub(crate) config: config::Live,
-    pub(crate) drain: CancellationToken,
-}
-
-/// The connection is gone, or the client closed it.
-pub(crate) struct Gone;
-
-impl From<axum::Error> for Gone {
-    fn from(error: axum::Error) -> Self {
-        tracing::debug!(%error, "socket ended");
-        Self
-    }
+    admitted: Admitted,
+    ended: CancellationToken,
+    subs: Subs,
 }
 
 impl Socket {
-    /// Serves the socket until either side ends it.
-    pub(crate) async fn run(mut self, mut websocket: WebSocket) {
-        let _open = self.metrics.open("websocket");
-        if let Ok(close) = self.serve(&mut websocket).await {
-            close.tell(&mut websocket, &self.metrics).await;
-        }
-        drop(self.registration);
+    pub(crate) fn new(stream: Arc<Stream>, admitted: Admitted, wish: Wish, start: Start) -> Self {
+        let ended = admitted.grant.ended();
+        let mut subs = Subs::new(stream.clone());
+        let delivery = stream.subscribe(wish, start, &subs.bell);
+        subs.add(Dialect::Plain, delivery);
+        Self { stream, admitted, ended, subs }
     }
 
-    async fn serve(&mut self, websocket: &mut WebSocket) -> Result<Close, Gone> {
-        let mut frames = Vec::with_capacity(FRAMES_PER_WRITE);
-        let mut heart = Heart::new(&self.config);
-        let ended = self.admitted.grant.ended();
+    /// Serves the socket until either side ends it.
+    pub(crate) async fn run(mut self, websocket: WebSocket) {
+        let stream = self.stream.clone();
+        let _open = stream.metrics.open("websocket");
+        let wire = Arc::new(Wire::new(websocket));
+        let served = self.serve(&wire).await;
+        // Nothing is written to it any more.
+        drop(self.subs);
+        if let (Ok(close), Some(wire)) = (served, Arc::into_inner(wire)) {
+            if close == Close::Missed {
+                stream.metrics.dropped.with_label_values(&["slow"]).inc();
+            }
+            close.tell(&mut wire.into_inner(), &stream.metrics).await;
+        }
+    }
+
+    async fn serve(&mut self, wire: &Arc<Wire>) -> Result<Close, Gone> {
+        let mut heart = Heart::new(&self.stream.config);
         loop {
-            // Cancel safe: recv_many takes nothing when cancelled, the stream keeps what it has read.
+            // Cancel safe: the stream keeps what it has read, and a bell rings until it is heard.
             tokio::select! {
                 biased;
-                () = ended.cancelled() => return Ok(Close::Revoked),
-                () = self.inbox.missed.cancelled() => return Ok(Close::Missed),
-                () = self.drain.cancelled() => {
-                    self.inbox.frames.close();
-                    while self.inbox.frames.recv_many(&mut frames, FRAMES_PER_WRITE).await > 0 {
-                        self.write(websocket, &mut frames).await?;
-                    }
-                    return Ok(Close::Restart);
-                }
+                () = self.ended.cancelled() => return Ok(Close::Revoked),
+                () = self.stream.drain.cancelled() => return self.go_away(wire).await,
                 () = sleep_until(self.admitted.grant.until(heart.next)) => {
                     if self.admitted.grant.is_over(Instant::now()) {
                         return Ok(Close::Expired);
@@ -78,75 +68,64 @@ impl Socket {
                     if !heart.beat() {
                         return Err(Gone);
                     }
-                    send(websocket, Message::Ping(Bytes::new())).await?;
+                    wire.send(Message::Ping(Bytes::new())).await?;
                 }
-                message = websocket.next() => match message {
+                message = wire.next() => match message {
                     Some(Ok(Message::Pong(_))) => heart.answered(),
                     Some(Ok(Message::Close(_))) => {
-                        close::answer(websocket).await;
+                        close::answer(wire.messages()).await;
                         return Err(Gone);
                     }
                     None => return Err(Gone),
                     Some(Err(error)) => return Close::of_fault(error),
                     Some(Ok(_)) => {}
                 },
-                taken = self.inbox.frames.recv_many(&mut frames, FRAMES_PER_WRITE) => {
-                    if taken == 0 {
-                        return Ok(Close::Missed);
-                    }
-                    // A stream whose client takes nothing ends with its key too. The library keeps what
-                    // a write given up had handed to it, so the close frame comes after whole frames.
-                    let written = tokio::select! {
-                        biased;
-                        () = ended.cancelled() => return Ok(Close::Revoked),
-                        written = self.write(websocket, &mut frames) => written?,
+                () = wait_until(self.subs.due(), &self.subs.bell) => {
+                    let frames = match self.subs.pull(wire) {
+                        Ok(frames) => frames,
+                        Err(Stop::Missed) => return Ok(Close::Missed),
+                        Err(Stop::Gone) => return Err(Gone),
                     };
-                    if let Stuck::Yes = written {
-                        return Ok(Close::Missed);
+                    if let Some(close) = self.write(wire, frames).await? {
+                        return Ok(close);
                     }
                 }
             }
         }
     }
 
-    async fn write(
-        &self,
-        websocket: &mut WebSocket,
-        frames: &mut Vec<Utf8Bytes>,
-    ) -> Result<Stuck, Gone> {
-        let bytes: usize = frames.iter().map(|frame| frame.len()).sum();
-        let written = write(websocket, frames.drain(..)).await;
-        self.inbox.queued.fetch_sub(bytes, Ordering::Relaxed);
-        written
-    }
-}
-
-/// Whether the client takes nothing.
-pub(crate) enum Stuck {
-    Yes,
-    No,
-}
-
-/// Writes frames with one flush.
-pub(crate) async fn write(
-    websocket: &mut WebSocket,
-    frames: impl IntoIterator<Item = Utf8Bytes>,
-) -> Result<Stuck, Gone> {
-    let written = timeout(STUCK, async {
-        for frame in frames {
-            websocket.feed(Message::Text(frame)).await?;
+    /// Writes frames and what waits before them; says how to close when the client takes nothing, or its key
+    /// ended meanwhile.
+    async fn write(&self, wire: &Wire, frames: Vec<Utf8Bytes>) -> Result<Option<Close>, Gone> {
+        if frames.is_empty() && !wire.is_busy() {
+            return Ok(None);
         }
-        websocket.flush().await
-    });
-    match written.await {
-        Ok(written) => written.map(|()| Stuck::No).map_err(Gone::from),
-        Err(_) => Ok(Stuck::Yes),
+        let patience = self.stream.config.max_lag;
+        // The library keeps what a write given up had handed to it, so the close frame comes after whole
+        // frames.
+        tokio::select! {
+            biased;
+            () = self.ended.cancelled() => Ok(Some(Close::Revoked)),
+            written = wire.write(frames.into_iter().map(Message::Text), patience) => match written? {
+                Stuck::No => Ok(None),
+                Stuck::Yes => Ok(Some(Close::Missed)),
+            },
+        }
     }
-}
 
-pub(crate) async fn send(websocket: &mut WebSocket, message: Message) -> Result<(), Gone> {
-    match timeout(STUCK, websocket.send(message)).await {
-        Ok(sent) => Ok(sent?),
-        Err(_) => Err(Gone),
+    /// Sends what is due.
+    async fn go_away(&mut self, wire: &Arc<Wire>) -> Result<Close, Gone> {
+        if self.subs.part().is_err() {
+            return Ok(Close::Restart);
+        }
+        while let Ok(frames) = self.subs.pull(wire) {
+            if frames.is_empty() && !wire.is_busy() {
+                break;
+            }
+            if let Some(close) = self.write(wire, frames).await? {
+                return Ok(close);
+            }
+        }
+        Ok(Close::Restart)
     }
 }

@@ -119,6 +119,7 @@ impl Sse {
     }
 
     fn encode(&self, outgoing: Outgoing) -> Bytes {
+        self.stream.metrics.sent.count(&outgoing, 1);
         match outgoing {
             Outgoing::Events(parcels) => match &parcels[..] {
                 [parcel] => messages(parcel).into(),
@@ -130,7 +131,6 @@ impl Sse {
             },
             Outgoing::Values(values, place) => value_messages(&values, place.as_deref()).into(),
             Outgoing::Gap(reason) => {
-                self.stream.metrics.gaps.with_label_values(&[reason.word()]).inc();
                 let cursor = self.cursor();
                 let data = json!({"reason": reason.word(), "cursor": cursor, "missed": null});
                 named(Kind::Gap, &data, cursor.as_deref()).into()

@@ -32,9 +32,9 @@ struct Stats {
     subscriptions: u64,
     /// Bytes of events that subscribers have not taken yet.
     queue_bytes: u64,
-    /// Events handed to subscribers.
+    /// Events sent to subscribers, each as often as it was sent.
     deliveries: u64,
-    /// Events that subscribers did not get, by reason.
+    /// Plain WebSockets that were closed because they missed events, by reason.
     dropped: ByLabel,
     /// Gaps that subscribers were told of, by reason.
     gaps: ByLabel,
@@ -100,9 +100,9 @@ impl Stats {
             connections: by_label(&metrics.connections, "transport"),
             subscriptions: count(held.subscriptions),
             queue_bytes: count(held.queue_bytes),
-            deliveries: metrics.deliveries.get(),
+            deliveries: metrics.sent.deliveries.get(),
             dropped: by_label(&metrics.dropped, "reason"),
-            gaps: by_label(&metrics.gaps, "reason"),
+            gaps: by_label(&metrics.sent.gaps, "reason"),
             closes: by_label(&metrics.closes, "code"),
             refusals: by_label(&metrics.refusals, "code"),
             tokens: metrics.tokens.get(),

@@ -19,7 +19,8 @@ use crate::access::{Access, Admitted, Shown, subprotocol};
 use crate::close::Close;
 use crate::cursor::Cursor;
 use crate::delivery::Delivery;
-use crate::ends::{Ends, Floor};
+use crate::ends::Ends;
+use crate::fan_out::FanOuts;
 use crate::feed::Feed;
 use crate::filter::Filter;
 use crate::framed::Framed;
@@ -27,7 +28,6 @@ use crate::group::Bell;
 use crate::metrics::{LiveMetrics, SENT};
 use crate::newcomer::{Newcomer, Porch};
 use crate::poll::{self, Terms};
-use crate::registry::{Registry, Subscriber};
 use crate::resume::{From, Start, Verdict, judge};
 use crate::snapshot::{Opening, Snapshots, Values, Without};
 use crate::socket::Socket;
@@ -48,8 +48,8 @@ const MAX_MESSAGE_BYTES: usize = 16 * 1_024;
 pub(crate) struct Stream {
     pub(crate) access: Access,
     pub(crate) porch: Porch,
-    pub(crate) registry: Arc<Registry>,
     pub(crate) feed: Arc<Feed>,
+    pub(crate) fan_outs: Arc<FanOuts>,
     pub(crate) ends: Ends,
     pub(crate) snapshots: Snapshots,
     pub(crate) metrics: Arc<LiveMetrics>,
@@ -166,7 +166,8 @@ impl Stream {
                 Ok(self.start_framed(admitted, wish, start, upgrade))
             }
             Ok((admitted, wish)) => {
-                Ok(self.start(wish.filter, admitted, self.ends.now().await, upgrade))
+                let start = judge(&wish.from, &self.feed, &self.ends).await?;
+                Ok(self.start(admitted, wish, start, upgrade))
             }
             Err(problem) if framed && problem.code() == Code::MissingApiKey => {
                 self.start_newcomer(request, upgrade)
@@ -259,8 +260,7 @@ impl Stream {
     pub(crate) fn subscribe(&self, wish: Wish, start: Start, bell: &Bell) -> Delivery {
         let subscription = self.feed.subscribe(wish.filter, start.place, bell.clone());
         bell.notify_one();
-        let left_out = self.metrics.conflated.clone();
-        let delivery = Delivery::new(subscription, wish.mode, self.feed.begun_at, left_out);
+        let delivery = Delivery::new(subscription, wish.mode, self.feed.begun_at);
         match start.opening {
             Opening::Values(values) => delivery.after(values),
             Opening::Place | Opening::Without(_) => delivery,
@@ -300,23 +300,14 @@ impl Stream {
     }
 
     fn start(
-        &self,
-        filter: Filter,
+        self: &Arc<Self>,
         admitted: Admitted,
-        from: Floor,
+        wish: Wish,
+        start: Start,
         upgrade: WebSocketUpgrade,
     ) -> Response {
         // Subscribed before the handshake is answered: a client that has the answer misses nothing.
-        let (subscriber, inbox) = Subscriber::new(filter, from, self.config.queue_bytes);
-        let registration = self.registry.add(subscriber);
-        let socket = Socket {
-            inbox,
-            registration,
-            admitted,
-            metrics: self.metrics.clone(),
-            config: self.config.clone(),
-            drain: self.drain.clone(),
-        };
+        let socket = Socket::new(self.clone(), admitted, wish, start);
         let tracked = self.sockets.clone();
         bounded(upgrade).on_upgrade(move |websocket| tracked.track_future(socket.run(websocket)))
     }

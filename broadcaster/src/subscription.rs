@@ -104,6 +104,17 @@ pub(crate) struct Subscription {
     patient: bool,
 }
 
+/// Where a live subscription stands: what is needed to go on from there.
+#[derive(Clone)]
+pub(crate) struct Stand {
+    feed: Arc<Feed>,
+    group: Arc<Group>,
+    generation: u64,
+    seq: u64,
+    place: Arc<Cursor>,
+    patient: bool,
+}
+
 impl Subscription {
     pub(crate) fn begin(feed: Arc<Feed>, entered: Entered, bell: Bell, place: Cursor) -> Self {
         let place = Arc::new(place);
@@ -132,6 +143,62 @@ impl Subscription {
     pub(crate) fn patient(mut self) -> Self {
         self.patient = true;
         self
+    }
+
+    /// One that goes on from there: with what the group has, or else from the ring.
+    pub(crate) fn at(stand: Stand, bell: Bell) -> Self {
+        let Stand { feed, group, generation, seq, place, patient } = stand;
+        let Entered { group, mut member } = feed.enter(group.filter.clone(), bell.clone());
+        member.generation = generation;
+        Self {
+            feed,
+            group,
+            member,
+            bell,
+            source: Source::Ring(VecDeque::new()),
+            seq,
+            place,
+            floor: None,
+            resuming: false,
+            patient,
+        }
+    }
+
+    /// Where it stands.
+    pub(crate) fn stand(&self) -> Stand {
+        Stand {
+            feed: self.feed.clone(),
+            group: self.group.clone(),
+            generation: self.member.generation,
+            seq: self.seq,
+            place: self.place.clone(),
+            patient: self.patient,
+        }
+    }
+
+    /// True when both have been shown the same and are to be shown the same from now on.
+    pub(crate) fn stands_with(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.group, &other.group)
+            && self.member.generation == other.member.generation
+            && self.may_be_shared()
+            && other.may_be_shared()
+            && self.group.is_silent_between(self.seq, other.seq)
+    }
+
+    /// True when what it is shown next depends on nothing of its own.
+    pub(crate) fn may_be_shared(&self) -> bool {
+        self.is_live() && self.floor.is_none() && self.group.is_current(self.member)
+    }
+
+    /// True when others ask for the same.
+    pub(crate) fn has_company(&self) -> bool {
+        self.group.load().0 > 1
+    }
+
+    /// Rings another bell from now on.
+    pub(crate) fn rehang(&mut self, bell: Bell) {
+        self.group.rehang(self.member, bell.clone());
+        self.bell = bell;
     }
 
     /// What it asks for.

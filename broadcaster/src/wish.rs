@@ -11,7 +11,7 @@ const DEFAULT_WINDOW: Duration = Duration::from_millis(50);
 const MOST_WINDOW_MS: u64 = 1_000;
 
 /// When events are sent.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Mode {
     /// At once.
     Live,

@@ -39,10 +39,8 @@ async fn a_drain_closes_every_socket_with_1012_after_its_last_event(engines: Eng
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_slow_socket_is_closed_4008_without_a_hole_and_a_quick_one_gets_everything() {
-    let pipeline = Harness::new(Engines::Embedded)
-        .set("PULSESTREAM__LIVE__QUEUE_BYTES", "65536")
-        .start()
-        .await;
+    let pipeline =
+        Harness::new(Engines::Embedded).set("PULSESTREAM__LIVE__MAX_LAG", "1s").start().await;
     let (mut slow, mut quick) = (connect(&pipeline).await, connect(&pipeline).await);
     let client = pipeline.client();
     let mut sent = 0;
