@@ -47,10 +47,14 @@ impl<'r> Shown<'r> {
 
 /// The offered subprotocol that holds a token.
 pub(crate) fn subprotocol(headers: &HeaderMap) -> Option<&str> {
-    let offers = headers.get_all(header::SEC_WEBSOCKET_PROTOCOL).iter();
-    let mut offers =
-        offers.filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(','));
-    offers.find_map(|offer| Some(offer.trim()).filter(|offer| offer.starts_with(BEARER)))
+    offers(headers).find(|offer| offer.starts_with(BEARER))
+}
+
+/// The subprotocols that are offered.
+pub(crate) fn offers(headers: &HeaderMap) -> impl Iterator<Item = &str> {
+    let texts = headers.get_all(header::SEC_WEBSOCKET_PROTOCOL).into_iter();
+    let texts = texts.filter_map(|value| value.to_str().ok());
+    texts.flat_map(|text| text.split(',')).map(str::trim)
 }
 
 /// Whose events may be seen, which of them, and until when.

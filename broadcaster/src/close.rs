@@ -3,12 +3,14 @@
 use std::future::pending;
 use std::time::Duration;
 
-use axum::extract::ws::{CloseFrame, Message, Utf8Bytes, WebSocket};
-use futures_util::{Stream, StreamExt as _};
+use futures_util::{SinkExt as _, Stream, StreamExt as _};
 use pulsestream_shared::problem::{Code, Problem};
 use tokio::time::timeout;
 use tungstenite::error::{Error, ProtocolError};
+use tungstenite::protocol::CloseFrame;
+use tungstenite::{Message, Utf8Bytes};
 
+use crate::line::WebSocket;
 use crate::metrics::LiveMetrics;
 use crate::wire::Gone;
 
@@ -100,16 +102,13 @@ impl Close {
     ///
     /// # Errors
     /// Nobody is left to be told.
-    pub(crate) fn of_fault(error: axum::Error) -> Result<Self, Gone> {
-        match error.into_inner().downcast_ref::<Error>() {
-            Some(Error::Protocol(ProtocolError::ResetWithoutClosingHandshake)) => Err(Gone),
-            Some(Error::Protocol(_)) => Ok(Self::Protocol),
-            Some(Error::Utf8(_)) => Ok(Self::NotText),
-            Some(Error::Capacity(_)) => Ok(Self::TooLong),
-            other => {
-                tracing::debug!(error = ?other, "socket ended");
-                Err(Gone)
-            }
+    pub(crate) fn of_fault(error: Error) -> Result<Self, Gone> {
+        match error {
+            Error::Protocol(ProtocolError::ResetWithoutClosingHandshake) => Err(Gone),
+            Error::Protocol(_) => Ok(Self::Protocol),
+            Error::Utf8(_) => Ok(Self::NotText),
+            Error::Capacity(_) => Ok(Self::TooLong),
+            other => Err(other.into()),
         }
     }
 
@@ -131,7 +130,7 @@ impl Close {
     pub(crate) async fn tell(self, websocket: &mut WebSocket, metrics: &LiveMetrics) {
         let (code, reason) = self.frame();
         metrics.closes.with_label_values(&[&code.to_string()]).inc();
-        let frame = CloseFrame { code, reason: Utf8Bytes::from_static(reason) };
+        let frame = CloseFrame { code: code.into(), reason: Utf8Bytes::from_static(reason) };
         // The client may be stuck or gone; then there is nobody to tell.
         let told = async {
             say_goodbye(websocket, frame).await;
@@ -167,5 +166,5 @@ async fn read_to_the_end(mut messages: impl Messages) {
 }
 
 /// What a WebSocket's client sends.
-pub(crate) trait Messages: Stream<Item = Result<Message, axum::Error>> + Unpin {}
-impl<S: Stream<Item = Result<Message, axum::Error>> + Unpin> Messages for S {}
+pub(crate) trait Messages: Stream<Item = Result<Message, Error>> + Unpin {}
+impl<S: Stream<Item = Result<Message, Error>> + Unpin> Messages for S {}

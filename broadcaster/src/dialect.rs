@@ -2,11 +2,13 @@
 
 use std::sync::Arc;
 
-use axum::extract::ws::Utf8Bytes;
+use bytes::Bytes;
 
 use crate::cursor::Cursor;
 use crate::delivery::Outgoing;
+use crate::frame::{self, push_text};
 use crate::frames;
+use crate::parcel::{Form, Parcel};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Dialect {
@@ -17,27 +19,43 @@ pub(crate) enum Dialect {
 }
 
 impl Dialect {
-    /// The frames of what is to be sent, `place` being that after it; `None` when there are no words for it.
-    pub(crate) fn frames(
-        &self,
-        outgoing: &Outgoing,
-        place: Option<&Arc<Cursor>>,
-    ) -> Option<Vec<Utf8Bytes>> {
+    /// The encoded frames of what is to be sent, `place` being that after it; `None` when there are no words
+    /// for it.
+    pub(crate) fn frames(&self, outgoing: &Outgoing, place: Option<&Arc<Cursor>>) -> Option<Bytes> {
         match (self, outgoing) {
-            (Self::Plain, Outgoing::Events(parcels)) => {
-                let events = parcels.iter().flat_map(|parcel| &parcel.events);
-                // An event is JSON on one line, as the log has it; every socket shares its bytes.
-                let frame = |json| Utf8Bytes::try_from(json).ok();
-                Some(events.filter_map(|event| frame(event.json.clone())).collect())
-            }
+            (Self::Plain, Outgoing::Events(parcels)) => Some(match &parcels[..] {
+                [parcel] => plain(parcel),
+                parcels => {
+                    parcels.iter().map(|parcel| plain(parcel)).collect::<Vec<_>>().concat().into()
+                }
+            }),
             (Self::Plain, Outgoing::Values(..) | Outgoing::Gap(_)) => None,
-            (Self::Framed(sub), outgoing) => Some(vec![match outgoing {
+            (Self::Framed(sub), outgoing) => Some(match outgoing {
                 Outgoing::Events(parcels) => frames::events(sub, parcels),
                 Outgoing::Values(values, place) => {
-                    frames::values(sub, values, place.as_deref()).into()
+                    frame::text(&frames::values(sub, values, place.as_deref()))
                 }
-                Outgoing::Gap(reason) => frames::gap(sub, *reason, place).into(),
-            }]),
+                Outgoing::Gap(reason) => frame::text(&frames::gap(sub, *reason, place)),
+            }),
         }
     }
+
+    /// The encoded frame that tells a place alone, if there is one.
+    pub(crate) fn moved(&self, place: &Cursor) -> Option<Bytes> {
+        match self {
+            Self::Plain => None,
+            Self::Framed(sub) => Some(frame::text(&frames::moved(sub, place))),
+        }
+    }
+}
+
+/// A frame for each of the parcel's events, encoded once for all who are shown it.
+fn plain(parcel: &Parcel) -> Bytes {
+    parcel.encoded(&Form::Plain, || {
+        let mut frames = Vec::with_capacity(parcel.bytes() + parcel.events.len() * 10);
+        // An event is JSON on one line, as the log has it.
+        let texts = parcel.events.iter().filter_map(|event| std::str::from_utf8(&event.json).ok());
+        texts.for_each(|text| push_text(&mut frames, text));
+        frames.into()
+    })
 }

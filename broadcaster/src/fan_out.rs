@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use axum::extract::ws::Utf8Bytes;
+use bytes::Bytes;
 use tokio::task::{unconstrained, yield_now};
 use tokio::time::Instant;
 
@@ -45,7 +45,7 @@ pub(crate) enum Fallen {
 /// Every fan-out of this process.
 pub(crate) struct FanOuts {
     all: Mutex<ByWish>,
-    sent: Sent,
+    pub(crate) sent: Sent,
 }
 
 type ByWish = HashMap<(Filter, Mode), Vec<Arc<FanOut>>>;
@@ -127,7 +127,7 @@ impl FanOuts {
         self.all().entry(key).or_default().push(fan_out.clone());
         // Without a bound on its steps: a write to a socket counts as one, and what is not written because
         // the bound was met would look like a client that does not read.
-        tokio::spawn(unconstrained(fan_out.clone().run(self.clone())));
+        tokio::spawn(unconstrained(Running(fan_out.clone()).run(self.clone())));
         Ok(Joined { fan_out, id })
     }
 
@@ -159,27 +159,40 @@ impl FanOuts {
     }
 }
 
-impl FanOut {
-    async fn run(self: Arc<Self>, all: Arc<FanOuts>) {
+/// A fan-out whose task runs. Whoever listens when that ends is let go: nobody would write to it.
+struct Running(Arc<FanOut>);
+
+impl Running {
+    async fn run(self, all: Arc<FanOuts>) {
+        let Self(fan_out) = &self;
         loop {
-            let nobody = self.inner().listeners.is_empty();
-            if nobody && all.end(&self) {
+            let nobody = fan_out.inner().listeners.is_empty();
+            if nobody && all.end(fan_out) {
                 return;
             }
-            if self.turn() {
+            if fan_out.inner().turn(&fan_out.sent) {
                 yield_now().await;
                 continue;
             }
-            let due = self.inner().next_due();
-            wait_until(due, &self.bell).await;
+            let due = fan_out.inner().next_due();
+            wait_until(due, &fan_out.bell).await;
         }
     }
+}
 
-    /// Shows all of them what is due; false when nothing is.
-    fn turn(&self) -> bool {
-        self.inner().turn(&self.sent)
+impl Drop for Running {
+    fn drop(&mut self) {
+        let mut guard = self.0.inner();
+        let inner = &mut *guard;
+        inner.delivery = None;
+        for (id, Listening { listener, .. }) in inner.listeners.drain() {
+            inner.fallen.insert(id, Fallen::Gone);
+            listener.bell.notify_one();
+        }
     }
+}
 
+impl FanOut {
     fn inner(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -226,7 +239,7 @@ impl Inner {
         let before = delivery.stand();
         let Some(outgoing) = delivery.pull(Instant::now()) else { return false };
         self.turns += 1;
-        let mut made: Vec<(Dialect, Option<Vec<Utf8Bytes>>)> = Vec::new();
+        let mut made: Vec<(Dialect, Option<Bytes>)> = Vec::new();
         let (mut reached, fallen) = (0, &mut self.fallen);
         self.listeners.retain(|id, Listening { listener, .. }| {
             let known = made.iter().position(|(dialect, _)| *dialect == listener.dialect);
@@ -277,23 +290,41 @@ impl Joined {
         stand.map_or(Fallen::Gone, Fallen::At)
     }
 
-    /// The place, when it moved since the client was told one and nothing is to be sent.
-    pub(crate) fn moved(&self) -> Option<Arc<Cursor>> {
-        let mut guard = self.fan_out.inner();
-        let inner = &mut *guard;
-        let listening = inner.listeners.get_mut(&self.id)?;
-        let delivery = inner.delivery.as_mut()?;
+    /// Tells the client the place, when it moved since it was told one and nothing is to be sent.
+    pub(crate) fn tell_moved(&self) {
+        let mut inner = self.fan_out.inner();
+        let Some((offered, bell)) = inner.tell_moved(self.id) else { return };
+        let fell = match offered {
+            // Something is being written: it is told next time.
+            Offered::Written | Offered::Refused => return,
+            Offered::Kept => inner.delivery.as_ref().map(|delivery| delivery.stand()),
+            Offered::Gone => None,
+        };
+        inner.listeners.remove(&self.id);
+        inner.fallen.insert(self.id, fell.map_or(Fallen::Gone, Fallen::At));
+        bell.notify_one();
+    }
+}
+
+impl Inner {
+    fn tell_moved(&mut self, id: u64) -> Option<(Offered, Bell)> {
+        let listening = self.listeners.get_mut(&id)?;
+        let delivery = self.delivery.as_mut()?;
         delivery.subscription.settle();
         let place = delivery.subscription.place();
         let told = match &listening.told {
-            (turn, told) if *turn == inner.turns => told.as_ref(),
+            (turn, told) if *turn == self.turns => told.as_ref(),
             _ => delivery.place(),
         };
         if told == Some(place) {
             return None;
         }
-        listening.told = (inner.turns, Some(place.clone()));
-        Some(place.clone())
+        let Listener { outlet, dialect, bell } = &listening.listener;
+        let offered = outlet.offer(&dialect.moved(place)?);
+        if offered != Offered::Refused {
+            listening.told = (self.turns, Some(place.clone()));
+        }
+        Some((offered, bell.clone()))
     }
 }
 

@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use axum::extract::ws::Utf8Bytes;
 use bytes::Bytes;
 use serde_json::{Map, Value, json};
 
 use crate::cursor::Cursor;
+use crate::frame;
 use crate::parcel::{Form, Parcel};
 use crate::resume::Start;
 use crate::snapshot::Opening;
@@ -85,16 +85,17 @@ pub(crate) fn hello(start: &Start, heartbeat_ms: u64) -> String {
     typed(Kind::Hello, hello_members(start, heartbeat_ms))
 }
 
-/// One frame of these parcels, the same text for all subscriptions of that name that are shown the same.
-pub(crate) fn events(sub: &Arc<str>, parcels: &[Arc<Parcel>]) -> Utf8Bytes {
+/// One encoded frame of these parcels, the same bytes for all subscriptions of that name that are shown the
+/// same.
+pub(crate) fn events(sub: &Arc<str>, parcels: &[Arc<Parcel>]) -> Bytes {
     let (Some(first), Some(last)) = (parcels.first(), parcels.last()) else {
-        return Utf8Bytes::default();
+        return Bytes::new();
     };
     if parcels.iter().all(|parcel| parcel.shared) {
         let form = Form::Frame { sub: sub.clone(), from: first.seq };
-        return last.encoded(&form, || encode_events(sub, parcels, &last.place));
+        return last.encoded(&form, || frame::text(&encode_events(sub, parcels, &last.place)));
     }
-    encode_events(sub, parcels, &last.place).into()
+    frame::text(&encode_events(sub, parcels, &last.place))
 }
 
 /// Newest values the store has; the place comes with the last of them.
@@ -202,12 +203,19 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
+    use crate::frame::tests::texts;
     use crate::range::tests::event;
     use crate::resume::Verdict;
     use crate::snapshot::Without;
 
     fn place() -> Arc<Cursor> {
         Arc::new(Cursor { epoch: Uuid::from_u128(1), next: [3].into() })
+    }
+
+    /// The text of one encoded frame.
+    fn only(frame: &[u8]) -> String {
+        let [text] = texts(frame).try_into().unwrap();
+        text
     }
 
     fn read(frame: &str) -> Value {
@@ -223,7 +231,7 @@ mod tests {
             "type": "events", "sub": "a \"b\"", "cursor": place().seal(),
             "events": [{"value": 1}, {"value": 1}, {"value": 1}],
         });
-        assert_eq!(read(&frame), expected);
+        assert_eq!(read(&only(&frame)), expected);
         assert_eq!(read(&moved("main", &place()))["events"], json!([]));
     }
 
@@ -232,13 +240,13 @@ mod tests {
         let parcel = |seq| Parcel::new((seq, Instant::now()), 0, vec![event(1, 1)], place());
         let queue = [Arc::new(parcel(4).shared()), Arc::new(parcel(5).shared())];
         let (main, other) = (Arc::from("main"), Arc::from("other"));
-        let pointer = |sub, parcels| events(sub, parcels).as_str().as_ptr();
+        let pointer = |sub, parcels| events(sub, parcels).as_ptr();
         assert_eq!(pointer(&main, &queue), pointer(&main, &queue));
         assert_ne!(pointer(&main, &queue), pointer(&other, &queue));
         assert_ne!(pointer(&main, &queue), pointer(&main, &queue[1..]));
         // One that was shown less of the first is not sent what others are.
         let cut = [Arc::new(queue[0].cut(Vec::new(), place())), queue[1].clone()];
-        assert_eq!(read(&events(&main, &cut))["events"], json!([{"value": 1}]));
+        assert_eq!(read(&only(&events(&main, &cut)))["events"], json!([{"value": 1}]));
     }
 
     #[test]

@@ -4,8 +4,8 @@
 //! `hub` (every broadcaster hears every range, checks the chain, repairs holes from the log) →
 //! `feed`: `ring` (what was shown lately) and `group` (what those who ask for the same wait for), behind them
 //! the log in `blocks`. A `subscription` reads there in its own time, from a `cursor` that `resume` has
-//! judged, and a `delivery` sends what it finds, all of it or what `conflate` leaves of it → `socket`,
-//! `framed`, `sse` and `poll`, one task a connection.
+//! judged, and a `delivery` sends what it finds, all of it or what `conflate` leaves of it → `socket`, `sse`
+//! and `poll`, one task a connection.
 //!
 //! WebSockets that are shown the same share one delivery once they have caught up: a `fan_out` writes to all
 //! of them, and their own tasks (`subs`) sleep.
@@ -40,13 +40,16 @@ mod ends;
 mod fan_out;
 mod feed;
 mod filter;
+mod frame;
 mod framed;
 mod frames;
 mod group;
+mod handshake;
 mod heart;
 mod hub;
 mod index;
 mod issue;
+mod line;
 mod load;
 mod metrics;
 #[cfg(test)]

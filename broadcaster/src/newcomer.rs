@@ -3,17 +3,18 @@
 
 use std::sync::Arc;
 
-use axum::extract::ws::{Message, WebSocket};
 use futures_util::StreamExt as _;
 use pulsestream_shared::problem::{Code, Problem};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
+use tungstenite::Message;
 
 use crate::access::{Admitted, Shown};
 use crate::close::{self, Close};
 use crate::commands::Auth;
 use crate::doors::Arrival;
-use crate::framed::Framed;
+use crate::line::WebSocket;
+use crate::socket::Socket;
 use crate::stream::Stream;
 use crate::wire::Gone;
 use crate::wish::Wish;
@@ -65,7 +66,7 @@ impl Newcomer {
             Err(Gone) => return,
             Ok(Heard::Close(close)) => close,
             Ok(Heard::Auth(auth)) => match self.become_known(&auth).await {
-                Ok(framed) => return framed.run(websocket).await,
+                Ok(socket) => return socket.run(websocket).await,
                 Err(problem) => {
                     stream.metrics.refused(&problem);
                     Close::of(&problem).unwrap_or(Close::Busy)
@@ -85,7 +86,7 @@ impl Newcomer {
         }
     }
 
-    async fn become_known(self, auth: &Auth) -> Result<Framed, Problem> {
+    async fn become_known(self, auth: &Auth) -> Result<Socket, Problem> {
         let Self { stream, arrival, query, place } = self;
         let grant = stream.access.grant(&Shown::Token(auth.token.expose().into())).await?;
         let admitted = Admitted::new(grant, arrival)?;
@@ -93,7 +94,7 @@ impl Newcomer {
         let wish = grant.narrow(Wish::parse(grant.audience, &query)?)?;
         let start = stream.judge(&wish, "framed").await?;
         drop(place);
-        Ok(Framed::new(stream, admitted, wish, start).answering(&auth.id))
+        Ok(Socket::framed(stream, admitted, wish, start).answering(&auth.id))
     }
 }
 
@@ -111,7 +112,7 @@ async fn first_word(websocket: &mut WebSocket) -> Result<Heard, Gone> {
             }
             None => return Err(Gone),
             Some(Err(error)) => return Close::of_fault(error).map(Heard::Close),
-            Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
+            Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => {}
         }
     }
 }

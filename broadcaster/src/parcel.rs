@@ -6,7 +6,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use axum::extract::ws::Utf8Bytes;
+use bytes::Bytes;
 use pulsestream_shared::log::Partition;
 use tokio::time::Instant;
 
@@ -22,6 +22,8 @@ const FORMS: usize = 4;
 pub(crate) enum Form {
     /// One frame of the framed WebSocket, holding the parcels from the one of that number to this one.
     Frame { sub: Arc<str>, from: u64 },
+    /// A frame of the plain WebSocket for each event.
+    Plain,
     /// Messages of server-sent events.
     Sse,
 }
@@ -41,7 +43,7 @@ pub(crate) struct Parcel {
     pub(crate) shared: bool,
     /// Of the newest of several parcels: how many events were left out for them.
     pub(crate) left_out: Option<usize>,
-    forms: Mutex<Vec<(Form, Utf8Bytes)>>,
+    forms: Mutex<Vec<(Form, Bytes)>>,
     /// The newest of the parcels from the one of that number to this one.
     conflated: Mutex<Vec<(u64, Arc<Parcel>)>>,
 }
@@ -98,16 +100,16 @@ impl Parcel {
     }
 
     /// The parcel in that form; made by `encode` the first time.
-    pub(crate) fn encoded(&self, form: &Form, encode: impl FnOnce() -> String) -> Utf8Bytes {
+    pub(crate) fn encoded(&self, form: &Form, encode: impl FnOnce() -> Bytes) -> Bytes {
         let mut forms = self.forms.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, known)) = forms.iter().find(|(known, _)| known == form) {
             return known.clone();
         }
-        let text = Utf8Bytes::from(encode());
+        let bytes = encode();
         if forms.len() < FORMS {
-            forms.push((form.clone(), text.clone()));
+            forms.push((form.clone(), bytes.clone()));
         }
-        text
+        bytes
     }
 
     /// The newest of the parcels from the one of number `from` to this one; made by `conflate` the first

@@ -122,11 +122,12 @@ impl Sse {
         self.stream.metrics.sent.count(&outgoing, 1);
         match outgoing {
             Outgoing::Events(parcels) => match &parcels[..] {
-                [parcel] => messages(parcel).into(),
+                [parcel] => messages(parcel),
                 parcels => parcels
                     .iter()
-                    .map(|parcel| messages(parcel).to_string())
-                    .collect::<String>()
+                    .map(|parcel| messages(parcel))
+                    .collect::<Vec<_>>()
+                    .concat()
                     .into(),
             },
             Outgoing::Values(values, place) => value_messages(&values, place.as_deref()).into(),
@@ -180,7 +181,7 @@ fn named(kind: Kind, data: &Value, id: Option<&str>) -> String {
 }
 
 /// The parcel's events as messages, encoded once for all who are shown it.
-fn messages(parcel: &Parcel) -> axum::extract::ws::Utf8Bytes {
+fn messages(parcel: &Parcel) -> Bytes {
     parcel.encoded(&Form::Sse, || {
         let mut text = String::with_capacity(parcel.bytes() + parcel.events.len() * 160);
         for (index, event) in parcel.events.iter().enumerate() {
@@ -188,7 +189,7 @@ fn messages(parcel: &Parcel) -> axum::extract::ws::Utf8Bytes {
             let Ok(json) = std::str::from_utf8(&event.json) else { continue };
             push_message(&mut text, json, parcel.place_after(index).as_ref());
         }
-        text
+        text.into()
     })
 }
 
@@ -230,7 +231,7 @@ mod tests {
         let place = Arc::new(Cursor { epoch: Uuid::from_u128(1), next: [4, 9].into() });
         let events = vec![event(5, 1), event(7, 2)];
         let parcel = Parcel::new((1, Instant::now()), 1, events, place.clone());
-        let text = messages(&parcel);
+        let text = String::from_utf8(messages(&parcel).into()).unwrap();
         let ids: Vec<_> = text.lines().filter_map(|line| line.strip_prefix("id: ")).collect();
         let after = |next| place.with(1, next).seal();
         assert_eq!(ids, [after(6), after(9)]);
@@ -244,7 +245,10 @@ mod tests {
         let newest = parcel.newest(vec![event(3, 1), event(5, 1)], 7);
         let ids =
             |text: &str| text.lines().map(|line| line.starts_with("id: ")).collect::<Vec<_>>();
-        assert_eq!(ids(&messages(&newest)), [false, false, true, false, false]);
+        assert_eq!(
+            ids(std::str::from_utf8(&messages(&newest)).unwrap()),
+            [false, false, true, false, false]
+        );
         let values = [Bytes::from_static(b"{}"), Bytes::from_static(b"{}")];
         assert_eq!(ids(&value_messages(&values, Some(&place))), [false, false, true, false, false]);
         assert_eq!(ids(&value_messages(&values, None)), [false; 4]);

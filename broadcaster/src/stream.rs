@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Extension;
-use axum::extract::ws::rejection::WebSocketUpgradeRejection;
-use axum::extract::{State, WebSocketUpgrade};
+use axum::extract::State;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Uri};
 use axum::response::{IntoResponse as _, Response};
+use hyper::upgrade::OnUpgrade;
 use pulsestream_shared::config;
 use pulsestream_shared::problem::{Code, Problem};
 use pulsestream_shared::service::Peer;
@@ -15,7 +15,7 @@ use rand::RngExt as _;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::access::{Access, Admitted, Shown, subprotocol};
+use crate::access::{Access, Admitted, Shown, offers, subprotocol};
 use crate::close::Close;
 use crate::cursor::Cursor;
 use crate::delivery::Delivery;
@@ -23,8 +23,8 @@ use crate::ends::Ends;
 use crate::fan_out::FanOuts;
 use crate::feed::Feed;
 use crate::filter::Filter;
-use crate::framed::Framed;
 use crate::group::Bell;
+use crate::handshake::Upgrade;
 use crate::metrics::{LiveMetrics, SENT};
 use crate::newcomer::{Newcomer, Porch};
 use crate::poll::{self, Terms};
@@ -37,12 +37,6 @@ use crate::wish::{Mode, Wish};
 /// The subprotocol by which a client asks for frames.
 const PROTOCOL: &str = "pulsestream.v1";
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
-
-/// The library's default of 128 KiB would be the memory of an idle socket; what a client sends here is
-/// tiny.
-const READ_BUFFER_BYTES: usize = 4 * 1_024;
-/// Of a message and of each of its frames: the library makes room for a whole frame when it has read the head.
-const MAX_MESSAGE_BYTES: usize = 16 * 1_024;
 
 /// What the routes need.
 pub(crate) struct Stream {
@@ -83,8 +77,9 @@ pub(crate) async fn open(
     Extension(peer): Extension<Peer>,
     target: Uri,
     headers: HeaderMap,
-    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
+    on: Option<Extension<OnUpgrade>>,
 ) -> Response {
+    let upgrade = Upgrade::of(&headers, on.map(|Extension(on)| on));
     let request = Request::new(peer, target, headers);
     stream.told(stream.open(request, upgrade).await)
 }
@@ -140,34 +135,33 @@ impl Stream {
     async fn open(
         self: &Arc<Self>,
         request: Request,
-        upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
+        upgrade: Option<Upgrade>,
     ) -> Result<Response, Problem> {
         self.check_origin(&request)?;
-        let upgrade = upgrade.map_err(|_| {
+        let mut upgrade = upgrade.ok_or_else(|| {
             Problem::from(Code::BadRequest)
                 .detail("this is a WebSocket: connect with a WebSocket client")
         })?;
-        let mut upgrade = upgrade.protocols([PROTOCOL]);
-        let asks_for_frames = upgrade.selected_protocol().is_some();
-        if !asks_for_frames
-            && let Some(offered) = subprotocol(&request.headers)
-            && let Ok(taken) = HeaderValue::from_str(offered)
-        {
-            // A browser ends a connection of which none of its offers was taken.
-            upgrade.set_selected_protocol(taken);
-        }
+        let asks_for_frames = offers(&request.headers).any(|offer| offer == PROTOCOL);
+        // A browser ends a connection of which none of its offers was taken.
+        let taken = asks_for_frames.then_some(PROTOCOL).or_else(|| subprotocol(&request.headers));
+        upgrade.protocol = taken.and_then(|taken| HeaderValue::from_str(taken).ok());
         let framed = match Wish::is_framed(&request.query) {
             Ok(framed) => framed || asks_for_frames,
             Err(problem) => return self.turn_away(&request, problem, upgrade),
         };
         match self.admit(&request).await {
-            Ok((admitted, wish)) if framed => {
-                let start = self.judge(&wish, "framed").await?;
-                Ok(self.start_framed(admitted, wish, start, upgrade))
-            }
+            // Subscribed before the handshake is answered: a client that has the answer misses nothing.
             Ok((admitted, wish)) => {
-                let start = judge(&wish.from, &self.feed, &self.ends).await?;
-                Ok(self.start(admitted, wish, start, upgrade))
+                let socket = if framed {
+                    let start = self.judge(&wish, "framed").await?;
+                    Socket::framed(self.clone(), admitted, wish, start)
+                } else {
+                    let start = judge(&wish.from, &self.feed, &self.ends).await?;
+                    Socket::plain(self.clone(), admitted, wish, start)
+                };
+                let tracked = self.sockets.clone();
+                Ok(upgrade.start(move |websocket| tracked.track_future(socket.run(websocket))))
             }
             Err(problem) if framed && problem.code() == Code::MissingApiKey => {
                 self.start_newcomer(request, upgrade)
@@ -225,14 +219,13 @@ impl Stream {
     fn start_newcomer(
         self: &Arc<Self>,
         request: Request,
-        upgrade: WebSocketUpgrade,
+        upgrade: Upgrade,
     ) -> Result<Response, Problem> {
         let arrival = self.access.arrive(request.peer.0)?;
         let place = self.porch.enter()?;
         let newcomer = Newcomer { stream: self.clone(), arrival, query: request.query, place };
         let tracked = self.sockets.clone();
-        Ok(bounded(upgrade)
-            .on_upgrade(move |websocket| tracked.track_future(newcomer.run(websocket))))
+        Ok(upgrade.start(move |websocket| tracked.track_future(newcomer.run(websocket))))
     }
 
     /// Refuses. Of a refused handshake a browser tells its page nothing, so whoever came with a token, as
@@ -241,14 +234,14 @@ impl Stream {
         self: &Arc<Self>,
         request: &Request,
         problem: Problem,
-        upgrade: WebSocketUpgrade,
+        upgrade: Upgrade,
     ) -> Result<Response, Problem> {
         let by_token = matches!(request.shown(), Shown::Token(_));
         let close = Close::of(&problem).filter(|_| by_token);
         let (Some(close), Ok(place)) = (close, self.porch.enter()) else { return Err(problem) };
         self.metrics.refused(&problem);
         let (metrics, tracked) = (self.metrics.clone(), self.sockets.clone());
-        Ok(bounded(upgrade).on_upgrade(move |mut websocket| {
+        Ok(upgrade.start(move |mut websocket| {
             tracked.track_future(async move {
                 close.tell(&mut websocket, &metrics).await;
                 drop(place);
@@ -286,37 +279,4 @@ impl Stream {
         };
         rand::rng().random_range(0..=within_ms)
     }
-
-    fn start_framed(
-        self: &Arc<Self>,
-        admitted: Admitted,
-        wish: Wish,
-        start: Start,
-        upgrade: WebSocketUpgrade,
-    ) -> Response {
-        let framed = Framed::new(self.clone(), admitted, wish, start);
-        let tracked = self.sockets.clone();
-        bounded(upgrade).on_upgrade(move |websocket| tracked.track_future(framed.run(websocket)))
-    }
-
-    fn start(
-        self: &Arc<Self>,
-        admitted: Admitted,
-        wish: Wish,
-        start: Start,
-        upgrade: WebSocketUpgrade,
-    ) -> Response {
-        // Subscribed before the handshake is answered: a client that has the answer misses nothing.
-        let socket = Socket::new(self.clone(), admitted, wish, start);
-        let tracked = self.sockets.clone();
-        bounded(upgrade).on_upgrade(move |websocket| tracked.track_future(socket.run(websocket)))
-    }
-}
-
-fn bounded(upgrade: WebSocketUpgrade) -> WebSocketUpgrade {
-    upgrade
-        .read_buffer_size(READ_BUFFER_BYTES)
-        .write_buffer_size(READ_BUFFER_BYTES)
-        .max_message_size(MAX_MESSAGE_BYTES)
-        .max_frame_size(MAX_MESSAGE_BYTES)
 }

@@ -3,17 +3,17 @@
 
 use std::sync::Arc;
 
-use axum::extract::ws::Utf8Bytes;
+use bytes::Bytes;
 use tokio::time::Instant;
 
+use crate::close::Close;
 use crate::cursor::Cursor;
 use crate::delivery::{Delivery, Outgoing};
 use crate::dialect::Dialect;
 use crate::fan_out::{Fallen, FanOuts, Joined, Listener};
 use crate::filter::Filter;
 use crate::group::Bell;
-use crate::stream::Stream;
-use crate::wire::Wire;
+use crate::wire::{Gone, Outlet};
 
 /// Writes after which one subscription of several gives way to the next, all together.
 const TURNS: usize = 64;
@@ -27,7 +27,17 @@ pub(crate) enum Stop {
     Gone,
 }
 
-pub(crate) struct Sub {
+impl Stop {
+    /// How it is closed.
+    pub(crate) fn close(self) -> Result<Close, Gone> {
+        match self {
+            Self::Missed => Ok(Close::Missed),
+            Self::Gone => Err(Gone),
+        }
+    }
+}
+
+struct Sub {
     dialect: Dialect,
     filter: Filter,
     way: Way,
@@ -42,7 +52,7 @@ enum Way {
 
 /// Those of one connection.
 pub(crate) struct Subs {
-    stream: Arc<Stream>,
+    fan_outs: Arc<FanOuts>,
     pub(crate) bell: Bell,
     list: Vec<Sub>,
     /// Which is asked first: each gets its turn.
@@ -54,9 +64,9 @@ pub(crate) struct Subs {
 }
 
 impl Subs {
-    pub(crate) fn new(stream: Arc<Stream>) -> Self {
+    pub(crate) fn new(fan_outs: Arc<FanOuts>) -> Self {
         Self {
-            stream,
+            fan_outs,
             bell: Bell::default(),
             list: Vec::new(),
             turn: 0,
@@ -95,16 +105,20 @@ impl Subs {
         self.list.iter().filter_map(Sub::due).min()
     }
 
-    /// Frames of what is due. Rings the bell when there may be more.
+    /// Encoded frames of what is due, to be written before this is called again. Rings the bell when there may
+    /// be more.
     ///
     /// # Errors
     /// Nothing more can be shown.
-    pub(crate) fn pull(&mut self, wire: &Arc<Wire>) -> Result<Vec<Utf8Bytes>, Stop> {
+    pub(crate) fn pull<O>(&mut self, outlet: &Arc<O>) -> Result<Vec<Bytes>, Stop>
+    where
+        O: Outlet + 'static,
+    {
         if let Some(stop) = self.stop.take() {
             return Err(stop);
         }
         let mut frames = Vec::new();
-        if let Err(stop) = self.pull_into(&mut frames, wire) {
+        if let Err(stop) = self.pull_into(&mut frames, outlet) {
             if frames.is_empty() {
                 return Err(stop);
             }
@@ -116,7 +130,10 @@ impl Subs {
         Ok(frames)
     }
 
-    fn pull_into(&mut self, frames: &mut Vec<Utf8Bytes>, wire: &Arc<Wire>) -> Result<(), Stop> {
+    fn pull_into<O>(&mut self, frames: &mut Vec<Bytes>, outlet: &Arc<O>) -> Result<(), Stop>
+    where
+        O: Outlet + 'static,
+    {
         let (now, mut bytes) = (Instant::now(), 0);
         let count = self.list.len();
         self.turn = self.turn.wrapping_add(1);
@@ -128,31 +145,33 @@ impl Subs {
                     break;
                 }
                 let Some(outgoing) = sub.pull(now, &self.bell)? else {
-                    if !self.parting {
-                        sub.join(wire, &self.bell, &self.stream.fan_outs);
+                    // Not before what was pulled is written: a fan-out would write the next before it.
+                    if !self.parting && frames.is_empty() {
+                        sub.join(outlet.clone(), &self.bell, &self.fan_outs);
                     }
                     break;
                 };
-                self.stream.metrics.sent.count(&outgoing, 1);
+                self.fan_outs.sent.count(&outgoing, 1);
                 let more = sub.dialect.frames(&outgoing, sub.place()).ok_or(Stop::Missed)?;
-                bytes += more.iter().map(|frame| frame.len()).sum::<usize>();
-                frames.extend(more);
+                bytes += more.len();
+                frames.push(more);
             }
         }
         Ok(())
     }
 
-    /// Names and places of those that moved without anything to send.
-    pub(crate) fn moved(&mut self) -> impl Iterator<Item = (&str, Arc<Cursor>)> {
-        self.list.iter_mut().filter_map(|sub| {
-            let place = match &mut sub.way {
-                Way::Alone(delivery) => delivery.moved(),
-                Way::Joined(joined) => joined.moved(),
-                Way::Between => None,
-            };
-            let place = place?;
-            Some((sub.name()?, place))
-        })
+    /// Encoded frames of the places that moved without anything to send. Those who joined are told at once:
+    /// what their fan-out writes next tells a later place.
+    pub(crate) fn moved(&mut self) -> Vec<Bytes> {
+        let moved = |sub: &mut Sub| match &mut sub.way {
+            Way::Alone(delivery) => sub.dialect.moved(&*delivery.moved()?),
+            Way::Joined(joined) => {
+                joined.tell_moved();
+                None
+            }
+            Way::Between => None,
+        };
+        self.list.iter_mut().filter_map(moved).collect()
     }
 
     /// Each goes its last steps alone.
@@ -229,7 +248,7 @@ impl Sub {
     }
 
     /// Joins those who stand where it stands.
-    fn join(&mut self, wire: &Arc<Wire>, bell: &Bell, fan_outs: &Arc<FanOuts>) {
+    fn join(&mut self, outlet: Arc<dyn Outlet>, bell: &Bell, fan_outs: &Arc<FanOuts>) {
         let delivery = match std::mem::replace(&mut self.way, Way::Between) {
             Way::Alone(delivery) => delivery,
             other => {
@@ -238,7 +257,7 @@ impl Sub {
             }
         };
         let (dialect, bell) = (self.dialect.clone(), bell.clone());
-        let listener = Listener { outlet: wire.clone(), dialect, bell };
+        let listener = Listener { outlet, dialect, bell };
         self.way = match fan_outs.join(delivery, listener) {
             Ok(joined) => Way::Joined(joined),
             Err(delivery) => Way::Alone(delivery),

@@ -1,7 +1,6 @@
 //! Sockets in fan-outs against a model: whoever takes what it is given, refuses it or takes it late, leaves
 //! and comes back, each socket is given what it asked for in order and once, or is told of a gap.
 
-use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
@@ -14,10 +13,12 @@ use uuid::Uuid;
 use super::*;
 use crate::feed::{Bounded, Feed};
 use crate::filter::Audience;
+use crate::frame::tests::texts;
 use crate::model::Log;
 use crate::range::LiveEvent;
 use crate::range::tests::event;
 use crate::ring::Kept;
+use crate::subs::{Stop, Subs};
 
 const PARTITIONS: usize = 2;
 const SOCKETS: usize = 4;
@@ -36,11 +37,11 @@ struct Screen {
     taking: AtomicU8,
     /// Its task has something to write.
     busy: AtomicU8,
-    frames: Mutex<Vec<Utf8Bytes>>,
+    frames: Mutex<Vec<Bytes>>,
 }
 
 impl Outlet for Screen {
-    fn offer(&self, frames: &[Utf8Bytes]) -> Offered {
+    fn offer(&self, frames: &Bytes) -> Offered {
         let taking = self.taking.load(Ordering::Relaxed);
         if self.busy.load(Ordering::Relaxed) == 1 || taking == Taking::None as u8 {
             return Offered::Refused;
@@ -60,21 +61,17 @@ impl Screen {
         Arc::new(Self { taking, busy: AtomicU8::new(0), frames: Mutex::default() })
     }
 
-    fn show(&self, frames: &[Utf8Bytes]) {
-        self.frames.lock().unwrap().extend_from_slice(frames);
+    fn show(&self, frames: &Bytes) {
+        self.frames.lock().unwrap().push(frames.clone());
     }
-}
-
-enum Way {
-    Alone(Box<Delivery>),
-    Joined(Joined),
 }
 
 struct Socket {
     screen: Arc<Screen>,
     dialect: Dialect,
-    bell: Bell,
-    way: Option<Way>,
+    subs: Option<Subs>,
+    /// Pulled by its task, and not written yet.
+    pulled: Vec<Bytes>,
     /// What it should have been shown.
     expected: Vec<String>,
 }
@@ -93,6 +90,8 @@ enum Op {
     Connect(usize),
     /// The socket's task has its turn.
     Wake(usize),
+    /// The socket's task tells the places that moved.
+    Beat(usize),
     /// Every fan-out has its turn.
     Run,
     Take(usize, Taking),
@@ -106,6 +105,7 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
         8 => (0..PARTITIONS, 1..4_usize).prop_map(|(partition, count)| Op::Come(partition, count)),
         4 => (0..SOCKETS).prop_map(Op::Connect),
         8 => (0..SOCKETS).prop_map(Op::Wake),
+        2 => (0..SOCKETS).prop_map(Op::Beat),
         8 => Just(Op::Run),
         3 => (0..SOCKETS, taking).prop_map(|(socket, taking)| Op::Take(socket, taking)),
         1 => (0..SOCKETS).prop_map(Op::Leave),
@@ -143,8 +143,8 @@ impl World {
             screen: Screen::new(),
             // One cannot be told of a gap.
             dialect: if number == 0 { Dialect::Plain } else { Dialect::Framed("main".into()) },
-            bell: Bell::default(),
-            way: None,
+            subs: None,
+            pulled: Vec::new(),
             expected: Vec::new(),
         };
         let sockets = (0..SOCKETS).map(socket).collect();
@@ -155,7 +155,8 @@ impl World {
         match op {
             Op::Come(partition, count) => self.come(*partition, *count),
             Op::Connect(socket) => self.connect(*socket),
-            Op::Wake(socket) => self.sockets[*socket].wake(&self.fan_outs),
+            Op::Wake(socket) => self.sockets[*socket].wake(),
+            Op::Beat(socket) => self.sockets[*socket].beat(),
             Op::Run => yield_now().await,
             Op::Take(socket, taking) => {
                 self.sockets[*socket].screen.taking.store(*taking as u8, Ordering::Relaxed);
@@ -169,7 +170,7 @@ impl World {
         let to = from + Offset::try_from(count).unwrap();
         self.next[partition] = to;
         let events: Vec<_> = (from..to).map(|offset| named(partition, offset)).collect();
-        for socket in self.sockets.iter_mut().filter(|socket| socket.way.is_some()) {
+        for socket in self.sockets.iter_mut().filter(|socket| socket.subs.is_some()) {
             socket.expected.extend(events.iter().map(|event| at(&event.json)));
         }
         let number = Partition::try_from(partition).unwrap();
@@ -179,13 +180,17 @@ impl World {
     fn connect(&mut self, number: usize) {
         self.leave(number);
         let socket = &mut self.sockets[number];
-        socket.way = Some(Way::Alone(delivery(&self.feed, &socket.bell, Mode::Live)));
+        let mut subs = Subs::new(self.fan_outs.clone());
+        let delivery = delivery(&self.feed, &subs.bell, Mode::Live);
+        subs.add(socket.dialect.clone(), *delivery);
+        socket.subs = Some(subs);
     }
 
     fn leave(&mut self, number: usize) {
         let socket = &mut self.sockets[number];
-        socket.way = None;
+        socket.subs = None;
         socket.expected.clear();
+        socket.pulled.clear();
         socket.screen.frames.lock().unwrap().clear();
         socket.screen.busy.store(0, Ordering::Relaxed);
     }
@@ -196,7 +201,9 @@ impl World {
             socket.screen.taking.store(Taking::All as u8, Ordering::Relaxed);
         }
         for _ in 0..5 {
-            self.sockets.iter_mut().for_each(|socket| socket.wake(&self.fan_outs));
+            for socket in &mut self.sockets {
+                socket.wake();
+            }
             for _ in 0..50 {
                 yield_now().await;
             }
@@ -204,11 +211,10 @@ impl World {
         for (number, socket) in self.sockets.iter().enumerate() {
             assert_eq!(socket.shown(), socket.expected, "socket {number}");
         }
-        let live = self.sockets.iter().filter(|socket| socket.way.is_some()).count();
-        let joined = |socket: &&Socket| matches!(socket.way, Some(Way::Joined(_)));
-        let joined = self.sockets.iter().filter(joined).count();
+        let live = self.sockets.iter().filter(|socket| socket.subs.is_some()).count();
+        let joined = self.fan_outs.load().0;
         assert!(joined == live || live == 1, "{joined} of {live} joined");
-        self.sockets.iter_mut().for_each(|socket| socket.way = None);
+        self.sockets.iter_mut().for_each(|socket| socket.subs = None);
         yield_now().await;
         assert_eq!((self.fan_outs.load(), self.feed.load()), ((0, 0), (0, 0)), "nothing is left");
     }
@@ -221,39 +227,41 @@ fn at(frame: &[u8]) -> String {
 }
 
 impl Socket {
-    fn wake(&mut self, fan_outs: &Arc<FanOuts>) {
-        if self.screen.taking.load(Ordering::Relaxed) == Taking::None as u8 {
-            return; // its task is stuck in a write
+    /// Writes what was pulled last, and pulls: what comes in between may be written by a fan-out.
+    fn wake(&mut self) {
+        if self.screen.taking.load(Ordering::Relaxed) != Taking::None as u8 {
+            self.pulled.drain(..).for_each(|frames| self.screen.show(&frames));
+            self.pulled = self.pull().unwrap_or_default();
         }
+    }
+
+    fn pull(&mut self) -> Option<Vec<Bytes>> {
         self.screen.busy.store(0, Ordering::Relaxed);
-        let mut way = match self.way.take() {
-            None => return,
-            Some(Way::Joined(joined)) => match joined.fallen() {
-                None => return self.way = Some(Way::Joined(joined)),
-                Some(Fallen::At(stand)) => Box::new(Delivery::at(stand, self.bell.clone())),
-                Some(Fallen::Missed | Fallen::Gone) => panic!("nothing was missed"),
-            },
-            Some(Way::Alone(delivery)) => delivery,
-        };
-        while let Some(outgoing) = way.pull(Instant::now()) {
-            self.screen.show(&self.dialect.frames(&outgoing, way.place()).unwrap());
+        let pulled = self.subs.as_mut()?.pull(&self.screen);
+        Some(pulled.unwrap_or_else(|_| panic!("nothing was missed")))
+    }
+
+    fn beat(&mut self) {
+        let stuck = self.screen.taking.load(Ordering::Relaxed) == Taking::None as u8;
+        if !stuck && self.pulled.is_empty() {
+            self.pulled = self.subs.as_mut().map(Subs::moved).unwrap_or_default();
         }
-        let (outlet, bell) = (self.screen.clone(), self.bell.clone());
-        let listener = Listener { outlet, dialect: self.dialect.clone(), bell };
-        self.way = Some(match fan_outs.join(way, listener) {
-            Ok(joined) => Way::Joined(joined),
-            Err(alone) => Way::Alone(alone),
-        });
     }
 
     fn shown(&self) -> Vec<String> {
         let frames = self.screen.frames.lock().unwrap();
-        let mut shown = Vec::new();
-        for frame in frames.iter() {
+        let (mut shown, mut place) = (Vec::new(), None);
+        for frame in frames.iter().flat_map(|frames| texts(frames)) {
             match &self.dialect {
                 Dialect::Plain => shown.push(at(frame.as_bytes())),
                 Dialect::Framed(_) => {
-                    let json: serde_json::Value = serde_json::from_str(frame).unwrap();
+                    let json: serde_json::Value = serde_json::from_str(&frame).unwrap();
+                    let cursor = Cursor::open(json["cursor"].as_str().unwrap()).unwrap();
+                    assert!(
+                        place.as_ref().is_none_or(|place| cursor.covers(place)),
+                        "it went back"
+                    );
+                    place = Some(cursor);
                     let events = json["events"].as_array().unwrap().iter();
                     shown.extend(events.map(|event| event["at"].as_str().unwrap().to_owned()));
                 }
@@ -286,51 +294,81 @@ fn a_log_that_is_another_one_is_told_to_all_and_ends_who_cannot_be_told() {
     block_on(async {
         let mut world = World::new();
         (0..SOCKETS).for_each(|socket| world.connect(socket));
-        let mut wakes: VecDeque<_> = (0..2 * SOCKETS).map(|number| number % SOCKETS).collect();
-        while let Some(socket) = wakes.pop_front() {
-            world.sockets[socket].wake(&world.fan_outs);
-            yield_now().await;
+        for _ in 0..2 {
+            for socket in &mut world.sockets {
+                socket.wake();
+            }
         }
+        assert_eq!(world.fan_outs.load().0, SOCKETS);
         world.feed.restart(Uuid::from_u128(2), &[Bounds { first: 0, next: 0 }; PARTITIONS]);
         for _ in 0..5 {
             yield_now().await;
         }
-        for (number, socket) in world.sockets.iter().enumerate() {
-            let Some(Way::Joined(joined)) = &socket.way else { panic!("{number} is alone") };
-            let missed = matches!(joined.fallen(), Some(Fallen::Missed));
+        for (number, socket) in world.sockets.iter_mut().enumerate() {
+            let pulled = socket.subs.as_mut().unwrap().pull(&socket.screen);
+            let missed = matches!(pulled, Err(Stop::Missed));
             let frames = socket.screen.frames.lock().unwrap();
-            let told = frames.iter().any(|frame| frame.contains("other_epoch"));
+            let mut all = frames.iter().flat_map(|frames| texts(frames));
+            let told = all.any(|frame| frame.contains("other_epoch"));
             assert_eq!((missed, told), (number == 0, number > 0), "socket {number}");
         }
         // Who is still there goes on with the new log.
         world.come(0, 1);
         yield_now().await;
-        assert!(world.sockets[1].screen.frames.lock().unwrap().last().unwrap().contains("0/0"));
+        let frames = world.sockets[1].screen.frames.lock().unwrap();
+        assert!(texts(frames.last().unwrap())[0].contains("0/0"));
     });
 }
 
 #[test]
 fn a_heartbeat_tells_each_socket_a_place_that_moved_once() {
     block_on(async {
-        let (feed, fan_outs) = (feed(), fan_outs());
-        let bell = Bell::default();
-        let screen = Screen::new();
-        let mut alone: Vec<_> = (0..2).map(|_| delivery(&feed, &bell, Mode::Live)).collect();
-        alone.iter_mut().for_each(|delivery| assert!(delivery.pull(Instant::now()).is_none()));
-        let listener =
-            || Listener { outlet: screen.clone(), dialect: Dialect::Plain, bell: bell.clone() };
-        let join = |delivery| fan_outs.join(delivery, listener()).ok().unwrap();
-        let joined: Vec<_> = alone.into_iter().map(join).collect();
-        assert!(joined[0].moved().is_none());
+        let mut world = World::new();
+        for number in [1, 2] {
+            world.connect(number);
+            world.sockets[number].wake();
+        }
+        world.sockets[1].wake();
+        assert_eq!(world.fan_outs.load().0, 2);
         // Of another client: it moves the place and is shown to nobody.
         let other = LiveEvent { client: ClientId(8), ..event(0, 1) };
-        feed.show(0, 0, &[other], Instant::now());
-        assert_eq!(joined[0].moved().unwrap().at(0), 1);
-        assert!(joined[0].moved().is_none(), "it knows");
-        assert_eq!(joined[1].moved().unwrap().at(0), 1, "the other does not");
-        feed.show(0, 1, &[event(1, 2)], Instant::now());
+        world.feed.show(0, 0, &[other], Instant::now());
+        world.next[0] = 1;
+        for (number, frames) in [(1, 1), (1, 1), (2, 1)] {
+            world.sockets[number].beat();
+            let told = world.sockets[number].screen.frames.lock().unwrap().len();
+            assert_eq!(told, frames, "socket {number}");
+        }
+        world.come(0, 1);
         yield_now().await;
-        assert!(joined.iter().all(|joined| joined.moved().is_none()), "the event told both");
+        for number in [1, 2] {
+            world.sockets[number].beat();
+            let told = world.sockets[number].screen.frames.lock().unwrap().len();
+            assert_eq!(told, 2, "the event told socket {number}");
+        }
+    });
+}
+
+#[test]
+fn who_has_not_seen_what_the_others_have_does_not_join() {
+    block_on(async {
+        let mut world = World::new();
+        for number in [0, 1, 2] {
+            world.connect(number);
+        }
+        for number in [0, 1, 0] {
+            world.sockets[number].wake();
+        }
+        assert_eq!(world.fan_outs.load().0, 2);
+        world.come(0, 1);
+        yield_now().await;
+        let bell = Bell::default();
+        let (outlet, dialect) = (world.sockets[2].screen.clone(), Dialect::Plain);
+        let mut late = delivery(&world.feed, &bell, Mode::Live);
+        assert!(late.pull(Instant::now()).is_none());
+        world.come(0, 1);
+        yield_now().await;
+        assert!(world.fan_outs.join(late, Listener { outlet, dialect, bell }).is_err());
     });
 }
 
