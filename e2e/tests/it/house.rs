@@ -118,17 +118,41 @@ fn no_file_is_longer_than_five_hundred_lines() {
     }
 }
 
+#[test]
+fn a_link_of_a_document_leads_to_a_file() {
+    let root = metadata().workspace_root.into_std_path_buf();
+    let mut documents = files(&["docs", "clients/js", "migrations"].map(|at| root.join(at)), "md");
+    documents.extend(["README.md", "ARCHITECTURE.md", "CHANGELOG.md"].map(|name| root.join(name)));
+    let mut seen = 0;
+    for document in documents {
+        let text = fs::read_to_string(&document).expect("a document");
+        let folder = document.parent().expect("a folder");
+        for target in text.split("](").skip(1).filter_map(|rest| rest.split([')', '#']).next()) {
+            if !target.is_empty() && !target.contains(':') {
+                seen += 1;
+                assert!(folder.join(target).exists(), "{}: {target}", document.display());
+            }
+        }
+    }
+    assert!(seen > 100, "the links were not found");
+}
+
 /// Every Rust file of the members.
 fn sources(root: &Path) -> Vec<PathBuf> {
     let members = ["shared", "gateway", "consumer", "broadcaster", "standalone", "loadgen", "e2e"];
-    let mut folders: Vec<_> = members.iter().map(|member| root.join(member)).collect();
+    files(&members.map(|member| root.join(member)), "rs")
+}
+
+/// Every file below these folders whose name ends so; what npm installs is not ours.
+fn files(folders: &[PathBuf], extension: &str) -> Vec<PathBuf> {
+    let mut folders = folders.to_vec();
     let mut files = Vec::new();
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(&folder).expect("a folder") {
             let path = entry.expect("an entry").path();
-            if path.is_dir() {
+            if path.is_dir() && !path.ends_with("node_modules") {
                 folders.push(path);
-            } else if path.extension().is_some_and(|extension| extension == "rs") {
+            } else if path.extension().is_some_and(|found| found == extension) {
                 files.push(path);
             }
         }
