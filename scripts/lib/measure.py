@@ -108,6 +108,15 @@ def product(env, *role):
             yield child.pid, f"http://127.0.0.1:{port}", key
 
 
+def producing(env, client, *settings):
+    """A command that appends the lines it is given, as a gateway would: the key, a tab, the value."""
+    return [
+        "kcat", "-P", "-b", env["KAFKA_BROKERS"], "-t", env["PULSESTREAM__LOG__NAMESPACE"] + "metrics.raw", "-K", "\t",
+        "-X", "partitioner=murmur2_random", "-H", f"client={client}", "-H", f"received-at={int(time.time() * 1e6)}",
+        *(word for setting in settings for word in ("-X", setting)),
+    ]  # fmt: skip
+
+
 def embedded(folder):
     ours = ("KAFKA_BROKERS", "DATABASE_URL", "REDIS_URL")
     return {**{k: v for k, v in os.environ.items() if k not in ours}, "DATA_DIR": f"{folder}/data"}
@@ -123,14 +132,18 @@ def await_ready(child, url, within_s=60, status=200):
     sys.exit(f"{url} is not ready")
 
 
-def await_port(port, within_s=10):
-    """Until something listens there. Not by connecting: that would be counted as a client."""
+def until(condition, within_s=60):
     deadline = time.monotonic() + within_s
-    listening = f"0100007F:{port:04X} 00000000:0000 0A"
-    while listening not in Path("/proc/net/tcp").read_text():
+    while not condition():
         if time.monotonic() > deadline:
-            sys.exit(f"nothing listens on port {port}")
+            sys.exit("it does not come to its end")
         time.sleep(0.02)
+
+
+def await_port(port):
+    """Until something listens there. Not by connecting: that would be counted as a client."""
+    listening = f"0100007F:{port:04X} 00000000:0000 0A"
+    until(lambda: listening in Path("/proc/net/tcp").read_text())
 
 
 def status_of(url):
