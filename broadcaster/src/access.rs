@@ -9,6 +9,7 @@ use axum::http::{HeaderMap, Uri, header};
 use pulsestream_shared::auth::{Keyring, Seal, bearer};
 use pulsestream_shared::clock;
 use pulsestream_shared::config::Config;
+use pulsestream_shared::header_list;
 use pulsestream_shared::origins::Origins;
 use pulsestream_shared::problem::{Code, Problem};
 use pulsestream_shared::store::{KeyRecord, Scope};
@@ -52,9 +53,7 @@ pub(crate) fn subprotocol(headers: &HeaderMap) -> Option<&str> {
 
 /// The subprotocols that are offered.
 pub(crate) fn offers(headers: &HeaderMap) -> impl Iterator<Item = &str> {
-    let texts = headers.get_all(header::SEC_WEBSOCKET_PROTOCOL).into_iter();
-    let texts = texts.filter_map(|value| value.to_str().ok());
-    texts.flat_map(|text| text.split(',')).map(str::trim)
+    header_list::items(headers, header::SEC_WEBSOCKET_PROTOCOL)
 }
 
 /// Whose events may be seen, which of them, and until when.

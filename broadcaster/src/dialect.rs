@@ -23,12 +23,7 @@ impl Dialect {
     /// for it.
     pub(crate) fn frames(&self, outgoing: &Outgoing, place: Option<&Arc<Cursor>>) -> Option<Bytes> {
         match (self, outgoing) {
-            (Self::Plain, Outgoing::Events(parcels)) => Some(match &parcels[..] {
-                [parcel] => plain(parcel),
-                parcels => {
-                    parcels.iter().map(|parcel| plain(parcel)).collect::<Vec<_>>().concat().into()
-                }
-            }),
+            (Self::Plain, Outgoing::Events(parcels)) => Some(Parcel::in_a_row(parcels, plain)),
             (Self::Plain, Outgoing::Values(..) | Outgoing::Gap(_)) => None,
             (Self::Framed(sub), outgoing) => Some(match outgoing {
                 Outgoing::Events(parcels) => frames::events(sub, parcels),

@@ -94,7 +94,7 @@ impl FanOuts {
         mut delivery: Box<Delivery>,
         listener: Listener,
     ) -> Result<Joined, Box<Delivery>> {
-        if !delivery.may_be_shared() {
+        if !delivery.may_be_shared() || !delivery.subscription.has_company() {
             return Err(delivery);
         }
         let key = (delivery.subscription.filter().clone(), delivery.mode);
@@ -113,9 +113,6 @@ impl FanOuts {
                     return Ok(Joined { fan_out, id });
                 }
             }
-        }
-        if !delivery.subscription.has_company() {
-            return Err(delivery);
         }
         let told = delivery.place().cloned();
         let bell = Bell::default();
@@ -266,6 +263,35 @@ impl Inner {
         true
     }
 
+    /// Tells one of them the place, when it moved since that was told one and nothing is to be sent.
+    fn tell_moved(&mut self, id: u64) {
+        let Some(delivery) = &mut self.delivery else { return };
+        let Some(listening) = self.listeners.get_mut(&id) else { return };
+        delivery.subscription.settle();
+        let place = delivery.subscription.place();
+        let told = match &listening.told {
+            (turn, told) if *turn == self.turns => told.as_ref(),
+            _ => delivery.place(),
+        };
+        if told == Some(place) {
+            return;
+        }
+        let Some(frame) = listening.listener.dialect.moved(place) else { return };
+        let fell = match listening.listener.outlet.offer(&frame) {
+            // Something is being written: it is told next time.
+            Offered::Refused => return,
+            Offered::Written => {
+                listening.told = (self.turns, Some(place.clone()));
+                return;
+            }
+            Offered::Kept => Fallen::At(delivery.stand()),
+            Offered::Gone => Fallen::Gone,
+        };
+        listening.listener.bell.notify_one();
+        self.listeners.remove(&id);
+        self.fallen.insert(id, fell);
+    }
+
     /// When something is to be sent. Nothing is now, so who came early may try again.
     fn next_due(&mut self) -> Option<Instant> {
         self.early.drain(..).for_each(|bell| bell.notify_one());
@@ -274,6 +300,11 @@ impl Inner {
 }
 
 impl Joined {
+    /// What it asks for.
+    pub(crate) fn filter(&self) -> &Filter {
+        &self.fan_out.key.0
+    }
+
     /// How the socket goes on when it fell out; it is told once.
     pub(crate) fn fallen(&self) -> Option<Fallen> {
         self.fan_out.inner().fallen.remove(&self.id)
@@ -292,39 +323,7 @@ impl Joined {
 
     /// Tells the client the place, when it moved since it was told one and nothing is to be sent.
     pub(crate) fn tell_moved(&self) {
-        let mut inner = self.fan_out.inner();
-        let Some((offered, bell)) = inner.tell_moved(self.id) else { return };
-        let fell = match offered {
-            // Something is being written: it is told next time.
-            Offered::Written | Offered::Refused => return,
-            Offered::Kept => inner.delivery.as_ref().map(|delivery| delivery.stand()),
-            Offered::Gone => None,
-        };
-        inner.listeners.remove(&self.id);
-        inner.fallen.insert(self.id, fell.map_or(Fallen::Gone, Fallen::At));
-        bell.notify_one();
-    }
-}
-
-impl Inner {
-    fn tell_moved(&mut self, id: u64) -> Option<(Offered, Bell)> {
-        let listening = self.listeners.get_mut(&id)?;
-        let delivery = self.delivery.as_mut()?;
-        delivery.subscription.settle();
-        let place = delivery.subscription.place();
-        let told = match &listening.told {
-            (turn, told) if *turn == self.turns => told.as_ref(),
-            _ => delivery.place(),
-        };
-        if told == Some(place) {
-            return None;
-        }
-        let Listener { outlet, dialect, bell } = &listening.listener;
-        let offered = outlet.offer(&dialect.moved(place)?);
-        if offered != Offered::Refused {
-            listening.told = (self.turns, Some(place.clone()));
-        }
-        Some((offered, bell.clone()))
+        self.fan_out.inner().tell_moved(self.id);
     }
 }
 

@@ -16,18 +16,16 @@ pub(crate) fn text(text: &str) -> Bytes {
 /// Adds the frame of a text to others.
 pub(crate) fn push_text(frames: &mut Vec<u8>, text: &str) {
     frames.push(TEXT);
-    match text.len() {
-        length @ 0..=125 => frames.push(u8::try_from(length).unwrap_or(125)),
-        length => match u16::try_from(length) {
-            Ok(length) => {
-                frames.push(126);
-                frames.extend_from_slice(&length.to_be_bytes());
-            }
-            Err(_) => {
-                frames.push(127);
-                frames.extend_from_slice(&(length as u64).to_be_bytes());
-            }
-        },
+    match (u8::try_from(text.len()), u16::try_from(text.len())) {
+        (Ok(length @ 0..=125), _) => frames.push(length),
+        (_, Ok(length)) => {
+            frames.push(126);
+            frames.extend_from_slice(&length.to_be_bytes());
+        }
+        (_, Err(_)) => {
+            frames.push(127);
+            frames.extend_from_slice(&(text.len() as u64).to_be_bytes());
+        }
     }
     frames.extend_from_slice(text.as_bytes());
 }

@@ -74,7 +74,6 @@ impl Socket {
             let detail = format!("the stream token does not allow all of {sub:?}");
             return Err(Problem::from(Code::TokenRestricted).detail(detail));
         }
-        self.ended = grant.ended();
         self.admitted.grant = grant;
         Ok(self.admitted.grant.expires_at_ms())
     }

@@ -5,6 +5,7 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
+use pulsestream_shared::header_list;
 use tungstenite::handshake::derive_accept_key;
 
 use crate::line::{Line, WebSocket};
@@ -53,8 +54,7 @@ impl Upgrade {
 
 /// Whether the header's list has that word.
 fn names(headers: &HeaderMap, name: HeaderName, word: &str) -> bool {
-    let texts = headers.get_all(name).into_iter().filter_map(|value| value.to_str().ok());
-    texts.flat_map(|text| text.split(',')).any(|item| item.trim().eq_ignore_ascii_case(word))
+    header_list::items(headers, name).any(|item| item.eq_ignore_ascii_case(word))
 }
 
 #[cfg(test)]

@@ -112,6 +112,17 @@ impl Parcel {
         bytes
     }
 
+    /// What these parcels look like, one after the other.
+    pub(crate) fn in_a_row(parcels: &[Arc<Self>], encoded: impl Fn(&Self) -> Bytes) -> Bytes {
+        match parcels {
+            [parcel] => encoded(parcel),
+            parcels => {
+                let each: Vec<_> = parcels.iter().map(|parcel| encoded(parcel)).collect();
+                each.concat().into()
+            }
+        }
+    }
+
     /// The newest of the parcels from the one of number `from` to this one; made by `conflate` the first
     /// time.
     pub(crate) fn conflated(&self, from: u64, conflate: impl FnOnce() -> Self) -> Arc<Self> {

@@ -14,7 +14,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde_json::Value;
 use tokio::time::{Instant, sleep_until};
-use tokio_util::sync::CancellationToken;
 use tungstenite::Message;
 
 use crate::access::Admitted;
@@ -46,8 +45,6 @@ pub(crate) struct Socket {
     pub(crate) stream: Arc<Stream>,
     /// By whom it was opened.
     pub(crate) admitted: Admitted,
-    /// Cancelled once the key works no more.
-    pub(crate) ended: CancellationToken,
     pub(crate) subs: Subs,
     contract: Contract,
     /// Sent first.
@@ -56,7 +53,9 @@ pub(crate) struct Socket {
 
 impl Socket {
     pub(crate) fn plain(stream: Arc<Stream>, admitted: Admitted, wish: Wish, start: Start) -> Self {
-        Self::new(stream, admitted, Contract::Plain).showing(Dialect::Plain, wish, start)
+        let mut socket = Self::new(stream, admitted, Contract::Plain);
+        socket.add(Dialect::Plain, wish, start);
+        socket
     }
 
     pub(crate) fn framed(
@@ -68,7 +67,8 @@ impl Socket {
         let hello = frames::hello(&start, stream.heartbeat_ms());
         let mut socket = Self::new(stream, admitted, Contract::Framed);
         socket.greeting.push(hello);
-        socket.showing(Dialect::Framed(MAIN.into()), wish, start)
+        socket.add(Dialect::Framed(MAIN.into()), wish, start);
+        socket
     }
 
     /// Answers the command by which the client said who it is, after `hello`.
@@ -78,13 +78,8 @@ impl Socket {
     }
 
     fn new(stream: Arc<Stream>, admitted: Admitted, contract: Contract) -> Self {
-        let (ended, subs) = (admitted.grant.ended(), Subs::new(stream.fan_outs.clone()));
-        Self { stream, admitted, ended, subs, contract, greeting: Vec::new() }
-    }
-
-    fn showing(mut self, dialect: Dialect, wish: Wish, start: Start) -> Self {
-        self.add(dialect, wish, start);
-        self
+        let subs = Subs::new(stream.fan_outs.clone());
+        Self { stream, admitted, subs, contract, greeting: Vec::new() }
     }
 
     pub(crate) fn add(&mut self, dialect: Dialect, wish: Wish, start: Start) {
@@ -119,7 +114,7 @@ impl Socket {
         // Kept from turn to turn: made anew they would take the locks of two tokens and of the timers.
         let drain = self.stream.drain.clone();
         let mut drained = pin!(drain.cancelled());
-        let mut ended = pin!(self.ended.clone().cancelled_owned());
+        let mut ended = pin!(self.admitted.grant.ended().cancelled_owned());
         let mut alarm = pin!(sleep_until(heart.next));
         loop {
             let next = self.next_look(&heart, end_at);
@@ -145,7 +140,7 @@ impl Socket {
                             return Ok(close);
                         }
                         // By a command it may go on with another token.
-                        ended.set(self.ended.clone().cancelled_owned());
+                        ended.set(self.admitted.grant.ended().cancelled_owned());
                     }
                 },
                 () = alarm.as_mut() => {
@@ -231,10 +226,11 @@ impl Socket {
             Contract::Plain => self.stream.config.max_lag,
             Contract::Framed => STUCK,
         };
+        let ended = self.admitted.grant.ended();
         // What a write given up had begun is written before the close frame, which comes after whole frames.
         tokio::select! {
             biased;
-            () = self.ended.cancelled() => Ok(Some(Close::Revoked)),
+            () = ended.cancelled() => Ok(Some(Close::Revoked)),
             written = wire.write(frames, patience) => match written? {
                 Stuck::No => Ok(None),
                 Stuck::Yes => Ok(Some(Close::Missed)),
@@ -245,10 +241,7 @@ impl Socket {
     /// Writes texts that are no events.
     async fn say(&self, wire: &Wire, texts: impl IntoIterator<Item = String>) -> Result<(), Gone> {
         let frames: Vec<_> = texts.into_iter().map(|text| frame::text(&text)).collect();
-        match wire.write(frames, STUCK).await? {
-            Stuck::No => Ok(()),
-            Stuck::Yes => Err(Gone),
-        }
+        wire.write(frames, STUCK).await?.or_gone()
     }
 
     /// Sends what is due, and where to go on.

@@ -121,15 +121,7 @@ impl Sse {
     fn encode(&self, outgoing: Outgoing) -> Bytes {
         self.stream.metrics.sent.count(&outgoing, 1);
         match outgoing {
-            Outgoing::Events(parcels) => match &parcels[..] {
-                [parcel] => messages(parcel),
-                parcels => parcels
-                    .iter()
-                    .map(|parcel| messages(parcel))
-                    .collect::<Vec<_>>()
-                    .concat()
-                    .into(),
-            },
+            Outgoing::Events(parcels) => Parcel::in_a_row(&parcels, messages),
             Outgoing::Values(values, place) => value_messages(&values, place.as_deref()).into(),
             Outgoing::Gap(reason) => {
                 let cursor = self.cursor();

@@ -39,7 +39,6 @@ impl Stop {
 
 struct Sub {
     dialect: Dialect,
-    filter: Filter,
     way: Way,
 }
 
@@ -76,8 +75,7 @@ impl Subs {
     }
 
     pub(crate) fn add(&mut self, dialect: Dialect, delivery: Delivery) {
-        let filter = delivery.subscription.filter().clone();
-        self.list.push(Sub { dialect, filter, way: Way::Alone(Box::new(delivery)) });
+        self.list.push(Sub { dialect, way: Way::Alone(Box::new(delivery)) });
     }
 
     /// Ends the one of that name; false when there is none.
@@ -97,7 +95,7 @@ impl Subs {
 
     /// Names and what they ask for.
     pub(crate) fn filters(&self) -> impl Iterator<Item = (&str, &Filter)> {
-        self.list.iter().filter_map(|sub| Some((sub.name()?, &sub.filter)))
+        self.list.iter().filter_map(|sub| Some((sub.name()?, sub.filter()?)))
     }
 
     /// When something is to be sent; `None` while nothing waits here.
@@ -195,6 +193,14 @@ impl Sub {
         match &self.dialect {
             Dialect::Plain => None,
             Dialect::Framed(name) => Some(name),
+        }
+    }
+
+    fn filter(&self) -> Option<&Filter> {
+        match &self.way {
+            Way::Alone(delivery) => Some(delivery.subscription.filter()),
+            Way::Joined(joined) => Some(joined.filter()),
+            Way::Between => None,
         }
     }
 

@@ -176,12 +176,10 @@ impl Subscription {
         }
     }
 
-    /// True when both have been shown the same and are to be shown the same from now on.
+    /// True when both, of which each may be shared, have been shown the same.
     pub(crate) fn stands_with(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.group, &other.group)
             && self.member.generation == other.member.generation
-            && self.may_be_shared()
-            && other.may_be_shared()
             && self.group.is_silent_between(self.seq, other.seq)
     }
 

@@ -40,6 +40,16 @@ pub(crate) enum Stuck {
     No,
 }
 
+impl Stuck {
+    /// Who takes not even this is not told why it ends.
+    pub(crate) fn or_gone(self) -> Result<(), Gone> {
+        match self {
+            Self::No => Ok(()),
+            Self::Yes => Err(Gone),
+        }
+    }
+}
+
 /// What became of frames that were offered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Offered {
@@ -143,10 +153,7 @@ where
                 None => Ok(()),
             })
         });
-        match Self::judge(timeout(STUCK, written).await)? {
-            Stuck::No => Ok(()),
-            Stuck::Yes => Err(Gone),
-        }
+        Self::judge(timeout(STUCK, written).await)?.or_gone()
     }
 
     /// Writes what waits, then what is added.

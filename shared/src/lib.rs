@@ -14,6 +14,7 @@ pub mod config;
 pub mod dead_letter;
 pub mod engine;
 pub mod event;
+pub mod header_list;
 pub mod log;
 pub mod metadata;
 pub mod metrics;

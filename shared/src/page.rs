@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::header_list;
 use crate::openapi::{Answer, Header};
 use crate::problem::not_allowed;
 use axum::body::Bytes;
@@ -60,12 +61,8 @@ async fn show(State(page): State<Arc<Page>>, headers: HeaderMap) -> Response {
 
 /// Whether the client has it: a list of tags, each weak when a proxy on the way compressed what it tags, or `*`.
 fn is_known(headers: &HeaderMap, etag: &HeaderValue) -> bool {
-    let lists = headers.get_all(header::IF_NONE_MATCH).into_iter();
-    let mut tags = lists.filter_map(|list| list.to_str().ok()).flat_map(|list| list.split(','));
-    tags.any(|tag| {
-        let tag = tag.trim();
-        tag == "*" || etag == tag.strip_prefix("W/").unwrap_or(tag)
-    })
+    let mut tags = header_list::items(headers, header::IF_NONE_MATCH);
+    tags.any(|tag| tag == "*" || etag == tag.strip_prefix("W/").unwrap_or(tag))
 }
 
 /// As the API's description tells it.
