@@ -1,8 +1,9 @@
 //! The relay: reads the log as the group `pulsestream-live` and publishes ranges on the bus.
 //!
-//! It commits only after the publish succeeded, so a range is published at least once; the hubs drop
-//! what they know. Every owned partition's position is told each second even when nothing happens, so
-//! that a hub notices a lost last range and a dead relay.
+//! What the log has ready is published in one round trip of the bus, whatever partitions it is of: a burst
+//! of events is a record or two in each. The relay commits only after the publish succeeded, so a range is
+//! published at least once; the hubs drop what they know. Every owned partition's position is told each
+//! second even when nothing happens, so that a hub notices a lost last range and a dead relay.
 //!
 //! A place beyond the end of the log means that the log was cut: the relay writes a new epoch, and reads
 //! from the first offset as after every new epoch.
@@ -11,6 +12,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use pulsestream_shared::admin::{Dependency, Readiness};
 use pulsestream_shared::bus::Channel;
 use pulsestream_shared::codec::trace_of;
@@ -20,7 +22,7 @@ use pulsestream_shared::log::{
 };
 use pulsestream_shared::retry::Backoff;
 use pulsestream_shared::service::Context;
-use pulsestream_shared::traces::Traces;
+use pulsestream_shared::traces::{Step, Traces};
 use tokio::time::{MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -32,6 +34,17 @@ const POSITION_INTERVAL: Duration = Duration::from_secs(1);
 const EPOCH_INTERVAL: Duration = Duration::from_secs(5);
 /// Records of one bus message: small enough that a hub is never long in one.
 const RANGE_RECORDS: usize = 256;
+/// Bytes of one publish, but for what comes with the last of them: the bus answers in a tenth of a second.
+const PUBLISH_BYTES: usize = 512 << 10;
+
+/// A range on its way to the bus.
+struct Due {
+    range: Range,
+    /// Of its records' values.
+    bytes: usize,
+    /// Ends when it is published.
+    _span: Option<Step>,
+}
 
 pub(crate) struct Relay {
     consumer: Box<dyn LogConsumer>,
@@ -39,6 +52,8 @@ pub(crate) struct Relay {
     epoch: Uuid,
     /// Per owned partition the next offset to publish.
     places: HashMap<Partition, Offset>,
+    /// What is published next.
+    due: Vec<Due>,
     metrics: Arc<LiveMetrics>,
     readiness: Readiness,
     traces: Traces,
@@ -53,9 +68,16 @@ impl Relay {
         let unusable = |error: LogError| OpenError(error.to_string());
         let consumer = engine.log.consume(LIVE_GROUP).await.map_err(unusable)?;
         let epoch = engine.identity.identity().await.map_err(unusable)?.epoch;
-        let readiness = context.readiness.clone();
-        let (traces, places) = (context.traces.clone(), HashMap::new());
-        Ok(Self { consumer, engine, epoch, places, metrics, readiness, traces })
+        Ok(Self {
+            consumer,
+            engine,
+            epoch,
+            places: HashMap::new(),
+            due: Vec::new(),
+            metrics,
+            readiness: context.readiness.clone(),
+            traces: context.traces.clone(),
+        })
     }
 
     /// Runs until `stop`.
@@ -73,13 +95,30 @@ impl Relay {
         epochs.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
-                event = self.consumer.next() => self.handle(event?).await,
+                event = self.consumer.next() => self.handle_ready(event?).await?,
                 _ = positions.tick() => self.tell_positions().await,
                 _ = epochs.tick() => if let Err(error) = self.check_epoch().await {
                     tracing::debug!(%error, "the log's epoch is not known now");
                 },
             }
         }
+    }
+
+    /// Handles an event and those that are ready behind it.
+    async fn handle_ready(&mut self, first: LogEvent) -> Result<(), LogError> {
+        let mut ready = Some(first);
+        while let Some(event) = ready {
+            if !matches!(event, LogEvent::Records(..)) {
+                self.publish().await;
+            }
+            self.handle(event).await;
+            if self.due.iter().map(|due| due.bytes).sum::<usize>() >= PUBLISH_BYTES {
+                break;
+            }
+            ready = self.consumer.next().now_or_never().transpose()?;
+        }
+        self.publish().await;
+        Ok(())
     }
 
     async fn handle(&mut self, event: LogEvent) {
@@ -90,7 +129,7 @@ impl Relay {
                     self.places.remove(&partition);
                 }
             }
-            LogEvent::Records(partition, records) => self.publish_records(partition, records).await,
+            LogEvent::Records(partition, records) => self.gather(partition, &records),
             LogEvent::OutOfRange(partition) => {
                 let partitions =
                     partition.map_or_else(|| self.places.keys().copied().collect(), |p| vec![p]);
@@ -168,40 +207,48 @@ impl Relay {
         self.consumer.seek(partition, place);
     }
 
-    async fn publish_records(&mut self, partition: Partition, mut records: Vec<Record>) {
-        let Some(place) = self.places.get(&partition).copied() else { return };
-        records.retain(|record| record.offset >= place);
-        let mut prev = place - 1;
-        for chunk in records.chunks(RANGE_RECORDS) {
+    fn gather(&mut self, partition: Partition, records: &[Record]) {
+        let Some(place) = self.places.get_mut(&partition) else { return };
+        let known = records.partition_point(|record| record.offset < *place);
+        for chunk in records.get(known..).unwrap_or_default().chunks(RANGE_RECORDS) {
             let parents = chunk.iter().filter_map(trace_of);
-            let _span = self.traces.process("relay", LIVE_GROUP, chunk.len(), parents);
-            let range = Range::of(self.epoch, partition, prev, chunk);
-            prev = range.last;
-            self.publish(&range).await;
-            self.places.insert(partition, prev + 1);
-            self.consumer.commit(partition, prev + 1);
-            self.metrics.relay_batches.inc();
+            let span = self.traces.process("relay", LIVE_GROUP, chunk.len(), parents);
+            let range = Range::of(self.epoch, partition, *place - 1, chunk);
+            *place = range.last + 1;
+            let bytes = chunk.iter().map(|record| record.value.len()).sum();
+            self.due.push(Due { range, bytes, _span: span });
         }
     }
 
     /// Publishes for as long as it takes; meanwhile the hubs read the log themselves.
-    async fn publish(&mut self, range: &Range) {
+    async fn publish(&mut self) {
+        if self.due.is_empty() {
+            return;
+        }
         let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(1));
-        let message = range.encode();
-        let channel = Channel::Live(range.partition);
-        while let Err(error) = self.engine.bus.publish(channel, message.clone()).await {
+        let message = |due: &Due| (Channel::Live(due.range.partition), due.range.encode());
+        let messages: Vec<_> = self.due.iter().map(message).collect();
+        while let Err(error) = self.engine.bus.publish(&messages).await {
             self.readiness.note(Dependency::Bus, Err(error.to_string()));
             sleep(backoff.next_delay()).await;
+        }
+        self.metrics.relay_batches.inc_by(messages.len() as u64);
+        for Due { range, .. } in self.due.drain(..) {
+            self.consumer.commit(range.partition, range.last + 1);
         }
     }
 
     async fn tell_positions(&mut self) {
+        let position = |(&partition, &place): (&Partition, &Offset)| {
+            let range = Range::position(self.epoch, partition, place - 1);
+            (Channel::Live(partition), range.encode())
+        };
+        let positions: Vec<_> = self.places.iter().map(position).collect();
+        if self.engine.bus.publish(&positions).await.is_err() {
+            return; // told again in a second
+        }
         let bounds = self.engine.log.bounds(Topic::Raw).await.unwrap_or_default();
         for (&partition, &place) in &self.places {
-            let position = Range::position(self.epoch, partition, place - 1).encode();
-            if self.engine.bus.publish(Channel::Live(partition), position).await.is_err() {
-                return; // told again in a second
-            }
             let index = usize::try_from(partition).ok();
             if let Some(bounds) = index.and_then(|index| bounds.get(index)) {
                 let lag =

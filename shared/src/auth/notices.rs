@@ -71,7 +71,7 @@ impl KeyNotices {
 /// # Errors
 /// [`BusError`]: some may hear of it only when they next ask for the key.
 pub async fn announce(bus: &dyn Bus, hash: &KeyHash) -> Result<(), BusError> {
-    bus.publish(Channel::Keys, Bytes::copy_from_slice(&hash.0)).await
+    bus.publish(&[(Channel::Keys, Bytes::copy_from_slice(&hash.0))]).await
 }
 
 async fn heard(subscription: &mut dyn Subscription) -> Option<KeyNotice> {

@@ -31,14 +31,16 @@ impl LocalBus {
 
 #[async_trait]
 impl Bus for LocalBus {
-    async fn publish(&self, channel: Channel, message: Bytes) -> Result<(), BusError> {
+    async fn publish(&self, messages: &[(Channel, Bytes)]) -> Result<(), BusError> {
         // The lock is kept over the hand-out: two messages of one publisher, or of two, reach every
         // subscriber in one order.
         let mut subscribers = self.subscribers.lock().unwrap_or_else(PoisonError::into_inner);
         subscribers.retain(|subscriber| {
             let Some(queue) = subscriber.queue.upgrade() else { return false };
-            if subscriber.channels.contains(&channel) {
-                queue.message(0, channel, message.clone());
+            for (channel, message) in messages {
+                if subscriber.channels.contains(channel) {
+                    queue.message(0, *channel, message.clone());
+                }
             }
             true
         });
@@ -85,7 +87,7 @@ mod tests {
     async fn a_dropped_subscription_is_forgotten_by_the_next_publish() {
         let bus = LocalBus::new();
         drop(bus.subscribe(&[Channel::Keys]).await);
-        bus.publish(Channel::Keys, Bytes::new()).await.unwrap();
+        bus.publish(&[(Channel::Keys, Bytes::new())]).await.unwrap();
         assert!(bus.subscribers.lock().unwrap().is_empty());
     }
 
@@ -93,7 +95,7 @@ mod tests {
     async fn a_subscription_ends_with_its_bus_after_what_was_published() {
         let bus = LocalBus::new();
         let mut subscription = bus.subscribe(&[Channel::Keys]).await;
-        bus.publish(Channel::Keys, Bytes::from_static(b"last")).await.unwrap();
+        bus.publish(&[(Channel::Keys, Bytes::from_static(b"last"))]).await.unwrap();
         drop(bus);
         assert_eq!(subscription.next().await, Some(BusEvent::Restored));
         let last = BusEvent::Message(Channel::Keys, Bytes::from_static(b"last"));

@@ -46,11 +46,12 @@ pub enum BusEvent {
 /// **Duplicates.** None by the bus itself. **Cancellation.** A dropped `publish` may have happened.
 #[async_trait]
 pub trait Bus: Send + Sync {
-    /// Sends a message to everybody subscribed to the channel; the sender hears it too.
+    /// Sends messages, in order, each to everybody subscribed to its channel; the sender hears them too.
+    /// One round trip for all of them.
     ///
     /// # Errors
-    /// [`BusError`]: unknown whether anybody heard it. Answers within the engine's own timeout.
-    async fn publish(&self, channel: Channel, message: Bytes) -> Result<(), BusError>;
+    /// [`BusError`]: unknown which of them anybody heard. Answers within the engine's own timeout.
+    async fn publish(&self, messages: &[(Channel, Bytes)]) -> Result<(), BusError>;
 
     /// Subscribes to channels. The first event is [`BusEvent::Restored`], once every channel is
     /// confirmed; an absent server is waited for, not an error. Dropping the subscription ends it.

@@ -1,6 +1,6 @@
 //! The bus on Redis Pub/Sub.
 //!
-//! Publishing is one `PUBLISH` on a shared connection. Each subscription has a connection of its own
+//! Publishing is a `PUBLISH` a message, pipelined on a shared connection. Each subscription has a connection of its own
 //! whose socket is always drained: Redis disconnects a subscriber that does not read.
 //!
 //! Channels are `NAMESPACE live:{PARTITION}` and `NAMESPACE keys` without the space. The partition is
@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use redis::Client;
+use redis::{Client, Pipeline, RedisError, Value};
 
 use super::{Bus, BusError, Channel, Subscription};
 use crate::cache::redis::link::{self, Link};
@@ -68,10 +68,22 @@ impl RedisBus {
 
 #[async_trait]
 impl Bus for RedisBus {
-    async fn publish(&self, channel: Channel, message: Bytes) -> Result<(), BusError> {
-        let mut publish = redis::cmd("PUBLISH");
-        publish.arg(self.name(channel)).arg(&message[..]);
-        self.link.call_one(publish).await.map(|_receivers| ()).map_err(BusError)
+    async fn publish(&self, messages: &[(Channel, Bytes)]) -> Result<(), BusError> {
+        if messages.is_empty() {
+            return Ok(()); // to nothing the library would wait for an answer
+        }
+        let mut pipeline = Pipeline::with_capacity(messages.len());
+        for (channel, message) in messages {
+            pipeline.cmd("PUBLISH").arg(self.name(*channel)).arg(&message[..]);
+        }
+        let refusal = |answer| match answer {
+            Value::ServerError(error) => Some(RedisError::from(error)),
+            _receivers => None,
+        };
+        match self.link.call(&pipeline).await.map_err(BusError)?.into_iter().find_map(refusal) {
+            Some(error) => Err(BusError(error.to_string())),
+            None => Ok(()),
+        }
     }
 
     async fn subscribe(&self, channels: &[Channel]) -> Box<dyn Subscription> {

@@ -39,6 +39,7 @@ macro_rules! bus_conformance {
             the_first_event_says_that_the_subscription_stands,
             what_is_published_after_that_is_heard,
             messages_of_one_publisher_keep_their_order_on_a_channel,
+            messages_published_together_keep_their_order_on_a_channel,
             only_subscribed_channels_are_heard,
             every_subscriber_hears_every_message,
             bytes_arrive_as_they_were_published,
@@ -79,7 +80,7 @@ pub async fn listen(bus: &dyn Bus, channels: &[Channel]) -> Box<dyn Subscription
 }
 
 async fn say(bus: &dyn Bus, channel: Channel, message: impl Into<Bytes>) {
-    bus.publish(channel, message.into()).await.expect("publish");
+    bus.publish(&[(channel, message.into())]).await.expect("publish");
 }
 
 fn message(channel: Channel, text: &'static str) -> BusEvent {
@@ -118,6 +119,26 @@ pub async fn messages_of_one_publisher_keep_their_order_on_a_channel(it: BusUnde
         let number: u32 = String::from_utf8_lossy(&text).parse().expect("a number");
         assert!(last[place] < Some(number), "{number} after {:?}", last[place]);
         last[place] = Some(number);
+    }
+}
+
+/// "Sends messages, in order", and none when there is none.
+pub async fn messages_published_together_keep_their_order_on_a_channel(it: BusUnderTest) {
+    let channels = [Channel::Live(0), Channel::Live(1)];
+    let mut subscription = listen(&*it.bus, &channels).await;
+    let text = |number: usize| Bytes::from(number.to_string());
+    let messages: Vec<_> = (0..100).map(|number| (channels[number % 2], text(number))).collect();
+    it.bus.publish(&[]).await.expect("publish nothing");
+    it.bus.publish(&messages).await.expect("publish");
+    let mut heard = [Vec::new(), Vec::new()];
+    for _ in 0..messages.len() {
+        let BusEvent::Message(channel, text) = hear(&mut *subscription).await else {
+            unreachable!("nothing but messages was due");
+        };
+        heard[usize::from(channel == channels[1])].push(text);
+    }
+    for (parity, heard) in heard.into_iter().enumerate() {
+        assert!(heard.into_iter().eq((parity..100).step_by(2).map(text)), "channel {parity}");
     }
 }
 

@@ -14,7 +14,7 @@ async fn a_change_is_heard_on_the_bus_and_a_hole_is_told() {
     assert_eq!(notices.next().await, Some(KeyNotice::Missed), "what was before is not known");
     announce(&bus, &HASH).await.unwrap();
     assert_eq!(notices.next().await, Some(KeyNotice::Changed(vec![HASH])));
-    bus.publish(Channel::Keys, Bytes::from_static(b"a later version")).await.unwrap();
+    bus.publish(&[(Channel::Keys, Bytes::from_static(b"a later version"))]).await.unwrap();
     assert_eq!(notices.next().await, Some(KeyNotice::Missed));
 
     faults.next(Method::SubscriptionNext, 1, Fault::After);

@@ -56,7 +56,7 @@ fn keys(text: &'static str) -> BusEvent {
 async fn works_again(bus: &RedisBus, subscription: &mut dyn Subscription) {
     assert_eq!(hear(subscription).await, BusEvent::Restored);
     wait_for("a publish", PATIENCE, async || {
-        bus.publish(Channel::Keys, Bytes::from_static(b"again")).await.is_ok()
+        bus.publish(&[(Channel::Keys, Bytes::from_static(b"again"))]).await.is_ok()
     })
     .await;
     assert_eq!(hear(subscription).await, keys("again"));
@@ -68,7 +68,7 @@ async fn a_server_that_goes_is_a_cut_and_its_return_is_restored() {
     let mut subscription = listen(&bus, &[Channel::Live(0), Channel::Keys]).await;
     proxy.kill();
     assert_eq!(hear(&mut *subscription).await, BusEvent::Cut);
-    assert!(bus.publish(Channel::Keys, Bytes::new()).await.is_err());
+    assert!(bus.publish(&[(Channel::Keys, Bytes::new())]).await.is_err());
     proxy.restore();
     let start = Instant::now();
     works_again(&bus, &mut *subscription).await;

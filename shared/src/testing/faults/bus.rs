@@ -26,8 +26,8 @@ impl FaultBus {
 
 #[async_trait]
 impl Bus for FaultBus {
-    async fn publish(&self, channel: Channel, message: Bytes) -> Result<(), BusError> {
-        let call = self.inner.publish(channel, message);
+    async fn publish(&self, messages: &[(Channel, Bytes)]) -> Result<(), BusError> {
+        let call = self.inner.publish(messages);
         self.faults.around(Method::Publish, call, |struck| Err(BusError(struck.text()))).await
     }
 

@@ -33,9 +33,9 @@ async fn before_means_that_nothing_happened_and_after_that_it_did() {
     faults.next(Method::Publish, 1, Fault::Before);
     faults.next(Method::Publish, 2, Fault::After);
     for sent in ["before", "after 1", "after 2"] {
-        assert!(bus.publish(Channel::Keys, text(sent)).await.is_err(), "{sent}");
+        assert!(bus.publish(&[(Channel::Keys, text(sent))]).await.is_err(), "{sent}");
     }
-    bus.publish(Channel::Keys, text("whole")).await.unwrap();
+    bus.publish(&[(Channel::Keys, text("whole"))]).await.unwrap();
     for heard in ["after 1", "after 2", "whole"] {
         assert_eq!(hear(&mut *ear).await, BusEvent::Message(Channel::Keys, text(heard)));
     }
@@ -48,11 +48,12 @@ async fn a_hanging_call_goes_on_when_released_and_leaves_when_dropped() {
     let mut ear = listen(&*bus, &[Channel::Keys]).await;
     faults.next(Method::Publish, 2, Fault::HangBefore);
     faults.next(Method::Publish, 1, Fault::HangAfter);
-    assert!(bus.publish(Channel::Keys, text("dropped")).now_or_never().is_none());
+    assert!(bus.publish(&[(Channel::Keys, text("dropped"))]).now_or_never().is_none());
     assert_eq!(faults.hanging(), 0);
     for sent in ["happens later", "has happened"] {
         let publisher = Arc::clone(&bus);
-        let call = tokio::spawn(async move { publisher.publish(Channel::Keys, text(sent)).await });
+        let call =
+            tokio::spawn(async move { publisher.publish(&[(Channel::Keys, text(sent))]).await });
         wait_for("the hang", PATIENCE, async || faults.hanging() == 1).await;
         let heard = ear.next().now_or_never().flatten();
         assert_eq!(heard.is_some(), sent == "has happened");
@@ -72,12 +73,12 @@ async fn a_closure_runs_in_the_midst_of_the_call_and_decides() {
     let interloper = Fault::run(move || {
         let inner = Arc::clone(&inner);
         async move {
-            inner.publish(Channel::Keys, text("first")).await.unwrap();
+            inner.publish(&[(Channel::Keys, text("first"))]).await.unwrap();
             Verdict::FailAfter
         }
     });
     faults.next(Method::Publish, 1, interloper);
-    assert!(bus.publish(Channel::Keys, text("second")).await.is_err());
+    assert!(bus.publish(&[(Channel::Keys, text("second"))]).await.is_err());
     for heard in ["first", "second"] {
         assert_eq!(hear(&mut *ear).await, BusEvent::Message(Channel::Keys, text(heard)));
     }
@@ -90,8 +91,8 @@ async fn a_subscription_can_be_told_to_be_cut_or_to_lag() {
     faults.next(Method::SubscriptionNext, 1, Fault::Before);
     assert_eq!(hear(&mut *ear).await, BusEvent::Cut);
     faults.next(Method::SubscriptionNext, 1, Fault::After);
-    bus.publish(Channel::Keys, text("lost")).await.unwrap();
-    bus.publish(Channel::Keys, text("kept")).await.unwrap();
+    bus.publish(&[(Channel::Keys, text("lost"))]).await.unwrap();
+    bus.publish(&[(Channel::Keys, text("kept"))]).await.unwrap();
     assert_eq!(hear(&mut *ear).await, BusEvent::Lagged);
     assert_eq!(hear(&mut *ear).await, BusEvent::Message(Channel::Keys, text("kept")));
 }
