@@ -108,6 +108,7 @@ pub struct KafkaLog {
     producer: producer::Producer,
     metrics: ClientMetrics,
     readers: Arc<reader::Readers>,
+    askers: Arc<reader::Readers>,
     /// Every thread that must be let finish before the process ends.
     threads: TaskTracker,
 }
@@ -121,11 +122,12 @@ impl KafkaLog {
     pub async fn open(config: KafkaConfig, metrics: ClientMetrics) -> Result<Self, LogError> {
         let names = Names::of(&config);
         let readers = reader::Readers::new(&config);
+        let askers = reader::Readers::for_questions(&config);
         let identity = topics::identity(&readers, &names).await?;
         let threads = TaskTracker::new();
         let producer = producer::Producer::start(&config, &metrics, threads.token())?;
         let partitions = identity.partitions;
-        Ok(Self { config, names, partitions, producer, metrics, readers, threads })
+        Ok(Self { config, names, partitions, producer, metrics, readers, askers, threads })
     }
 
     /// Takes no more appends, lets the accepted ones go out and dropped consumers leave their groups.
@@ -170,11 +172,11 @@ impl EventLog for KafkaLog {
     }
 
     async fn bounds(&self, topic: Topic) -> Result<Vec<Bounds>, LogError> {
-        self.readers.bounds(self.names.get(topic), self.all_partitions()).await
+        self.askers.bounds(self.names.get(topic), self.all_partitions()).await
     }
 
     async fn locate(&self, logged_at_ms: i64) -> Result<Vec<Offset>, LogError> {
-        self.readers.locate(&self.names.raw, self.all_partitions(), logged_at_ms).await
+        self.askers.locate(&self.names.raw, self.all_partitions(), logged_at_ms).await
     }
 }
 

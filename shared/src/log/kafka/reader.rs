@@ -19,8 +19,10 @@ use super::client::{self, Quiet, REQUEST_TIMEOUT, unavailable};
 use super::record::Batch;
 use crate::log::{Bounds, LogError, Offset, Partition, ReadLimit, Record};
 
-/// Threads and clients at most.
+/// Threads and clients of a pool at most.
 const READERS: usize = 4;
+/// The same for questions alone; when a broker hangs one of them waits for it.
+const ASKERS: usize = 2;
 /// How long a job may wait for a reader and run, together.
 const JOB_TIMEOUT: Duration = Duration::from_secs(8);
 /// A job that failed sooner than this is run again,
@@ -83,6 +85,16 @@ struct Job {
 impl Readers {
     /// An empty pool.
     pub(super) fn new(config: &KafkaConfig) -> Arc<Self> {
+        Self::of(config, READERS)
+    }
+
+    /// An empty pool that is only asked for bounds and places. A broker answers a connection in order, so behind a
+    /// reader's fetch, which waits for records, each question would wait 10 ms.
+    pub(super) fn for_questions(config: &KafkaConfig) -> Arc<Self> {
+        Self::of(config, ASKERS)
+    }
+
+    fn of(config: &KafkaConfig, count: usize) -> Arc<Self> {
         let mut settings = client::fetching(config);
         settings
             // Asked for by the client library to assign partitions; nothing ever joins this group.
@@ -92,7 +104,7 @@ impl Readers {
             .set("queued.min.messages", "5000")
             .set("queued.max.messages.kbytes", "4096");
         let idle = Arc::new(Mutex::new(Vec::new()));
-        Arc::new(Self { settings, permits: Arc::new(Semaphore::new(READERS)), idle })
+        Arc::new(Self { settings, permits: Arc::new(Semaphore::new(count)), idle })
     }
 
     /// See [`crate::log::EventLog::read`].
