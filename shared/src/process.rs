@@ -1,11 +1,13 @@
 //! A process from its first line to its exit code, the same for every service.
 
 use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use prometheus::Registry;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket, lookup_host};
 
 use crate::config::{self, Config, Server};
 use crate::engine::OpenError;
@@ -101,8 +103,13 @@ where
     ended.map_err(Failure::from)
 }
 
+/// Connections that wait to be accepted, where the system allows so many (`net.core.somaxconn`). Of the usual 128
+/// there is soon one too few when all dashboards come back at once, and whoever finds no room asks again after a
+/// second: 5,000 took 15 s.
+const BACKLOG: u32 = 4_096;
+
 async fn bind(host: &str, port: u16) -> Result<TcpListener, String> {
-    TcpListener::bind((host, port)).await.map_err(|error| match error.kind() {
+    try_bind(host, port).await.map_err(|error| match error.kind() {
         std::io::ErrorKind::AddrInUse => format!(
             "port {port} on {host} is taken by another program: stop it, or choose another with --port \
              or PORT"
@@ -112,6 +119,26 @@ async fn bind(host: &str, port: u16) -> Result<TcpListener, String> {
         }
         _ => format!("cannot listen on {host}:{port}: {error}"),
     })
+}
+
+/// Listens on the first address of the host that can be had.
+async fn try_bind(host: &str, port: u16) -> io::Result<TcpListener> {
+    let mut refused = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    for address in lookup_host((host, port)).await? {
+        match listen(address) {
+            Ok(listener) => return Ok(listener),
+            Err(error) => refused = error,
+        }
+    }
+    Err(refused)
+}
+
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    // A port whose last connections are not forgotten yet is free.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 /// Memory, CPU and file descriptors of the process, by the library's own collector.
