@@ -15,7 +15,7 @@ use crate::cursor::Cursor;
 use crate::group::Bell;
 use crate::parcel::Parcel;
 use crate::snapshot::Values;
-use crate::subscription::{self, GapReason, Pulled, Subscription};
+use crate::subscription::{self, Gap, Pulled, Subscription};
 use crate::wish::Mode;
 
 /// Bytes of events after which a write takes no more.
@@ -31,7 +31,7 @@ pub(crate) enum Outgoing {
     /// Newest values the store has, as the JSON of their events, and after the last of them the place.
     Values(Vec<Bytes>, Option<Arc<Cursor>>),
     /// Events before the subscription's place will not come.
-    Gap(GapReason),
+    Gap(Gap),
 }
 
 /// A subscription and its rhythm.
@@ -42,7 +42,7 @@ pub(crate) struct Delivery {
     /// Sent first.
     values: Option<Values>,
     /// Found together with events that are sent first.
-    gap: Option<GapReason>,
+    gap: Option<Gap>,
     /// The place the client was told last; `None` until it has the values that come first.
     told: Option<Arc<Cursor>>,
 }
@@ -114,12 +114,12 @@ impl Delivery {
         if let Some(values) = self.values.take() {
             return Some(self.send_values(values));
         }
-        if let Some(reason) = self.gap.take() {
-            return Some(self.tell_gap(reason));
+        if let Some(gap) = self.gap.take() {
+            return Some(self.tell_gap(gap));
         }
         let parcels = match self.gather(now) {
             Ok(parcels) => parcels,
-            Err(reason) => return Some(self.tell_gap(reason)),
+            Err(gap) => return Some(self.tell_gap(gap)),
         };
         self.told = Some(parcels.last()?.place.clone());
         Some(Outgoing::Events(match self.mode {
@@ -129,7 +129,7 @@ impl Delivery {
     }
 
     /// What one write takes in; a gap when that is all there is.
-    fn gather(&mut self, now: Instant) -> Result<Vec<Arc<Parcel>>, GapReason> {
+    fn gather(&mut self, now: Instant) -> Result<Vec<Arc<Parcel>>, Gap> {
         let before = self.window().map(|window| self.last_end(now, window));
         let most_bytes = match self.mode {
             // Each parcel is a write: what is sent to many is then the same.
@@ -142,9 +142,9 @@ impl Delivery {
         while bytes < most_bytes {
             match self.subscription.pull(before) {
                 None => break,
-                Some(Pulled::Gap(reason)) if parcels.is_empty() => return Err(reason),
-                Some(Pulled::Gap(reason)) => {
-                    self.gap = Some(reason);
+                Some(Pulled::Gap(gap)) if parcels.is_empty() => return Err(gap),
+                Some(Pulled::Gap(gap)) => {
+                    self.gap = Some(gap);
                     break;
                 }
                 Some(Pulled::Events(parcel)) => {
@@ -186,9 +186,9 @@ impl Delivery {
         self.told.as_ref()
     }
 
-    fn tell_gap(&mut self, reason: GapReason) -> Outgoing {
+    fn tell_gap(&mut self, gap: Gap) -> Outgoing {
         self.told = Some(self.subscription.place().clone());
-        Outgoing::Gap(reason)
+        Outgoing::Gap(gap)
     }
 
     fn window(&self) -> Option<Duration> {

@@ -30,7 +30,7 @@ impl Dialect {
                 Outgoing::Values(values, place) => {
                     frame::text(&frames::values(sub, values, place.as_deref()))
                 }
-                Outgoing::Gap(reason) => frame::text(&frames::gap(sub, *reason, place)),
+                Outgoing::Gap(gap) => frame::text(&frames::gap(sub, *gap, place)),
             }),
         }
     }

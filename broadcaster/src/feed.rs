@@ -79,19 +79,19 @@ impl Feed {
         inner.index.groups().for_each(|group| group.restart(seq));
     }
 
-    /// The partition is shown up to `last`; these events of it are new. True when somebody asked for one.
+    /// The partition is shown up to `last`; these events of it are new.
     pub(crate) fn show(
         &self,
         partition: Partition,
         last: Offset,
         events: &[LiveEvent],
         now: Instant,
-    ) -> bool {
+    ) {
         let mut inner = self.inner();
         if events.is_empty() && last < inner.ring.head().1.at(partition) {
-            return false; // what is only remembered
+            return; // what is only remembered
         }
-        let (mut wanted, mut rest) = (false, events);
+        let mut rest = events;
         loop {
             let (now_shown, later) = rest.split_at(first_step(rest));
             let shown_to = match now_shown.last() {
@@ -99,9 +99,9 @@ impl Feed {
                 _ => last,
             };
             let step = inner.ring.push(partition, shown_to, now_shown.to_vec(), now);
-            wanted |= inner.hand_out(&step);
+            inner.hand_out(&step);
             if later.is_empty() {
-                return wanted;
+                return;
             }
             rest = later;
         }
@@ -121,13 +121,21 @@ impl Feed {
         self.inner().ring.head().clone()
     }
 
+    /// The newest step, the place after it, and how many events the group ever had up to then.
+    pub(crate) fn head_of(&self, group: &Group) -> (u64, Arc<Cursor>, u64) {
+        // Under one lock: a step is handed to the groups before the next look at the head.
+        let inner = self.inner();
+        let (seq, place) = inner.ring.head().clone();
+        (seq, place, group.events())
+    }
+
     /// The oldest step kept and the place after it.
     pub(crate) fn base(&self) -> (u64, Arc<Cursor>) {
         self.inner().ring.base().clone()
     }
 
-    pub(crate) fn after(&self, seq: u64, most: usize) -> Option<Vec<Arc<Parcel>>> {
-        self.inner().ring.after(seq, most)
+    pub(crate) fn after(&self, seq: u64, filter: &Filter) -> Option<Vec<Arc<Parcel>>> {
+        self.inner().ring.after(seq, filter)
     }
 
     pub(crate) fn step_before(&self, place: &Cursor) -> Option<(u64, Arc<Cursor>)> {
@@ -185,8 +193,7 @@ impl Inner {
         Entered { group, member }
     }
 
-    /// True when somebody asked for some of it.
-    fn hand_out(&self, step: &Arc<Parcel>) -> bool {
+    fn hand_out(&self, step: &Arc<Parcel>) {
         let mut wanted: HashMap<*const Group, (&Arc<Group>, Vec<LiveEvent>)> = HashMap::new();
         for event in &step.events {
             for group in self.index.wanting(event) {
@@ -194,13 +201,11 @@ impl Inner {
                 entry.1.push(event.clone());
             }
         }
-        let found = !wanted.is_empty();
         for (group, events) in wanted.into_values() {
             let (place, at) = (step.place.clone(), (step.seq, step.at));
             let parcel = Arc::new(Parcel::new(at, step.partition, events, place).shared());
             group.push(parcel);
         }
-        found
     }
 }
 

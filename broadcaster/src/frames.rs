@@ -10,7 +10,7 @@ use crate::frame;
 use crate::parcel::{Form, Parcel};
 use crate::resume::Start;
 use crate::snapshot::Opening;
-use crate::subscription::GapReason;
+use crate::subscription::Gap;
 
 /// What a frame is: its `type`, and the name of a server-sent event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -138,12 +138,12 @@ fn encode<'a>(
     frame
 }
 
-pub(crate) fn gap(sub: &str, reason: GapReason, place: Option<&Arc<Cursor>>) -> String {
+pub(crate) fn gap(sub: &str, gap: Gap, place: Option<&Arc<Cursor>>) -> String {
     let members = json!({
         "sub": sub,
-        "reason": reason.word(),
+        "reason": gap.reason.word(),
         "cursor": place.map(|place| place.seal()),
-        "missed": null,
+        "missed": gap.missed,
     });
     typed(Kind::Gap, members)
 }

@@ -48,6 +48,8 @@ struct Queue {
     /// Everything for this group after that step is in `slots`.
     covers_from: u64,
     generation: u64,
+    /// Events that ever came.
+    events: u64,
     /// Subscriptions that take from here.
     standing: usize,
     bells: HashMap<u64, Bell>,
@@ -103,6 +105,7 @@ impl Group {
     pub(crate) fn push(&self, parcel: Arc<Parcel>) {
         let mut queue = self.queue();
         let waiting = queue.standing;
+        queue.events += parcel.events.len() as u64;
         if waiting == 0 {
             queue.covers_from = parcel.seq;
         } else {
@@ -126,16 +129,25 @@ impl Group {
         queue.bells.values().for_each(|bell| bell.notify_one());
     }
 
-    /// Lets a subscription that has everything up to step `seq` take from here; false when something
-    /// after that step is not here, or the log is another one.
-    pub(crate) fn stand(&self, member: Member, seq: u64) -> bool {
+    /// Lets a subscription that has everything up to step `seq` take from here, and tells how many events
+    /// came up to then; `None` when something after that step is not here, or the log is another one.
+    pub(crate) fn stand(&self, member: Member, seq: u64) -> Option<u64> {
         let mut queue = self.queue();
         if queue.generation != member.generation || seq < queue.covers_from {
-            return false;
+            return None;
         }
         queue.standing += 1;
-        queue.after(seq).for_each(|slot| slot.waiting += 1);
-        true
+        let mut events = queue.events;
+        for slot in queue.after(seq) {
+            slot.waiting += 1;
+            events -= slot.parcel.events.len() as u64;
+        }
+        Some(events)
+    }
+
+    /// How many events ever came.
+    pub(crate) fn events(&self) -> u64 {
+        self.queue().events
     }
 
     /// The first parcel after step `seq` that came before that moment, for a subscription standing here.
@@ -242,7 +254,7 @@ mod tests {
 
     fn standing(group: &Group, count: usize) -> Vec<Member> {
         let members: Vec<_> = (0..count).map(|_| group.enter(Bell::default())).collect();
-        assert!(members.iter().all(|member| group.stand(*member, 0)));
+        assert!(members.iter().all(|member| group.stand(*member, 0).is_some()));
         members
     }
 
@@ -278,8 +290,8 @@ mod tests {
         push(&group, 1);
         assert_eq!(group.queue().slots.len(), 0);
         let late = group.enter(Bell::default());
-        assert!(!group.stand(late, 0), "what came before is not here");
-        assert!(group.stand(late, 1));
+        assert_eq!(group.stand(late, 0), None, "what came before is not here");
+        assert_eq!(group.stand(late, 1), Some(1));
         push(&group, 2);
         assert_eq!(taken(&group, late, 1), Some(2));
         assert_eq!(group.queue().slots.len(), 0);
@@ -293,7 +305,7 @@ mod tests {
         push(&group, 1);
         group.restart(2);
         assert!(matches!(group.take(member, 0, None), Taken::Restarted));
-        assert!(!group.stand(member, 2));
-        assert!(group.stand(group.renewed(member), 2));
+        assert_eq!(group.stand(member, 2), None);
+        assert_eq!(group.stand(group.renewed(member), 2), Some(1));
     }
 }

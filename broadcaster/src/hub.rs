@@ -32,7 +32,7 @@ use uuid::Uuid;
 use crate::chain::{Chain, Step};
 use crate::feed::Feed;
 use crate::metrics::LiveMetrics;
-use crate::range::{LiveEvent, Range};
+use crate::range::Range;
 use crate::repeats::{MOST, Repeats};
 
 /// How often partitions are looked over for silence and unfinished repairs.
@@ -208,17 +208,9 @@ impl Hub {
             Step::Deliver { events, repeats } => {
                 let shown_to = partition.chain.seen();
                 self.metrics.repeats.inc_by(repeats as u64);
-                if self.feed.show(number, shown_to, &events, Instant::now()) {
-                    events.iter().for_each(|event| self.observe_age(event));
-                }
+                self.feed.show(number, shown_to, &events, Instant::now());
             }
         }
-    }
-
-    fn observe_age(&self, event: &LiveEvent) {
-        #[expect(clippy::cast_precision_loss, reason = "a histogram of seconds")]
-        let age_seconds = (clock::unix_us() - event.received_at_us).max(0) as f64 / 1e6;
-        self.metrics.freshness.with_label_values(&["socket"]).observe(age_seconds);
     }
 
     /// Starts a read for every partition that has a hole or is silent.

@@ -35,6 +35,7 @@ mod delivery;
 #[cfg(test)]
 mod described;
 mod dialect;
+mod digest;
 mod doors;
 mod ends;
 mod fan_out;
@@ -86,7 +87,7 @@ pub const ROLE: Role = Role { name: "broadcaster", required: &[Dependency::Log] 
 /// [`OpenError`] when the log cannot be read at all.
 pub async fn build(context: Context, keyring: Arc<Keyring>) -> Result<Routes, OpenError> {
     let feed = feed::Feed::new(context.engine.log.clone(), bounded(&context.config.live));
-    let sent = metrics::Sent::new(&context.registry);
+    let sent = metrics::Sent::new(&context.registry, &context.freshness);
     let fan_outs = Arc::new(fan_out::FanOuts::new(sent.clone()));
     let load = load::Load::new(&context, feed.clone(), fan_outs.clone());
     let metrics = Arc::new(metrics::LiveMetrics::new(&context, load, sent));

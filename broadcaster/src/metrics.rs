@@ -1,12 +1,18 @@
 //! Every metric of the broadcaster.
 
-use prometheus::{HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry};
+use std::sync::Arc;
+
+use prometheus::{
+    Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry,
+};
+use pulsestream_shared::clock;
 use pulsestream_shared::metrics::Metrics;
 use pulsestream_shared::problem::{Code, Problem};
 use pulsestream_shared::service::Context;
 
 use crate::delivery::Outgoing;
 use crate::load::Load;
+use crate::parcel::Parcel;
 use crate::resume::Verdict;
 use crate::snapshot::Without;
 use crate::subscription::GapReason;
@@ -52,6 +58,9 @@ pub(crate) struct Sent {
     pub(crate) conflated: IntCounter,
     /// Gaps that were told, by reason.
     pub(crate) gaps: IntCounterVec,
+    /// From acceptance of an event to a write that had it as soon as it came; sockets that share the write
+    /// are one.
+    fresh: Histogram,
 }
 
 /// The transport without a place, and all of them.
@@ -83,9 +92,10 @@ impl Drop for Open {
 }
 
 impl Sent {
-    pub(crate) fn new(registry: &Registry) -> Self {
+    pub(crate) fn new(registry: &Registry, freshness: &HistogramVec) -> Self {
         let metrics = Metrics(registry);
         let sent = Self {
+            fresh: freshness.with_label_values(&["socket"]),
             deliveries: metrics.counter(
                 "live_deliveries_total",
                 "Events sent to subscribers, each as often as it was sent.",
@@ -114,13 +124,27 @@ impl Sent {
                 let left_out: usize = parcels.iter().filter_map(|parcel| parcel.left_out).sum();
                 self.deliveries.inc_by(events as u64 * subscribers);
                 self.conflated.inc_by(left_out as u64 * subscribers);
+                if subscribers > 0 {
+                    self.observe_ages(parcels);
+                }
             }
             Outgoing::Values(values, _) => {
                 self.deliveries.inc_by(values.len() as u64 * subscribers);
             }
-            Outgoing::Gap(reason) => {
-                self.gaps.with_label_values(&[reason.word()]).inc_by(subscribers);
+            Outgoing::Gap(gap) => {
+                self.gaps.with_label_values(&[gap.reason.word()]).inc_by(subscribers);
             }
+        }
+    }
+
+    /// What a subscriber catches up with is as old as its absence, which says nothing of us.
+    fn observe_ages(&self, parcels: &[Arc<Parcel>]) {
+        let now_us = clock::unix_us();
+        let live = parcels.iter().filter(|parcel| parcel.shared || parcel.left_out.is_some());
+        for event in live.flat_map(|parcel| &parcel.events) {
+            #[expect(clippy::cast_precision_loss, reason = "a histogram of seconds")]
+            let age_seconds = (now_us - event.received_at_us).max(0) as f64 / 1e6;
+            self.fresh.observe(age_seconds);
         }
     }
 }

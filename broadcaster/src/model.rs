@@ -26,7 +26,7 @@ use crate::range::Range;
 use crate::repeats::Repeats;
 use crate::resume::weigh;
 use crate::ring::Kept;
-use crate::subscription::{Pulled, Subscription};
+use crate::subscription::{Gap, GapReason, Pulled, Subscription};
 
 const PARTITIONS: usize = 2;
 const CLIENTS: usize = 3;
@@ -303,9 +303,11 @@ impl World {
         }
         match pulled {
             None => return false,
-            Some(Pulled::Gap(_)) => {
+            Some(Pulled::Gap(Gap { reason, missed })) => {
                 let place = Cursor::clone(subscription.place());
                 self.check(number);
+                let expected = (reason == GapReason::Slow).then(|| self.missed(number, &place));
+                assert_eq!(missed, expected, "{reason:?}");
                 self.viewers[number].begin_at(&place);
                 self.viewers[number].gaps += 1;
             }
@@ -334,6 +336,16 @@ impl World {
             let expected: Vec<_> = self.firsts(partition, &viewer.filter, &asked);
             assert_eq!(viewer.seen[partition], expected, "partition {partition}, {asked:?}");
         }
+    }
+
+    /// How many wanted events lie between a client's cursor and a later place.
+    fn missed(&self, number: usize, place: &Cursor) -> u64 {
+        let Viewer { cursor: Some(cursor), filter, .. } = &self.viewers[number] else { return 0 };
+        let between = |partition| {
+            let number = partition as Partition;
+            self.firsts(partition, filter, &(cursor.at(number)..place.at(number))).len() as u64
+        };
+        (0..PARTITIONS).map(between).sum()
     }
 
     /// Offsets of the wanted events that are no repeats.

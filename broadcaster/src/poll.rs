@@ -152,7 +152,7 @@ impl Page {
                 }
                 // Values come at the beginning, and that is answered otherwise.
                 Some(Outgoing::Values(..)) => {}
-                Some(Outgoing::Gap(reason)) => self.end = Some(End::Gap(reason.word())),
+                Some(Outgoing::Gap(gap)) => self.end = Some(End::Gap(gap.reason.word())),
             }
         }
     }
@@ -185,6 +185,7 @@ impl Page {
             Some(End::Full(full)) => place = Some(full),
             None => drop(self.delivery.moved()),
         }
+        stream.metrics.sent.deliveries.inc_by(self.count as u64);
         render(place.as_ref().or(self.delivery.place().map(Arc::as_ref)), told, &self.json)
     }
 }

@@ -134,15 +134,22 @@ impl Start {
     }
 }
 
-/// Finds the place.
+/// Finds the place. The log is not asked about one that the ring holds: when everybody comes back at once, nobody
+/// waits for it.
 ///
 /// # Errors
 /// 503 when the log must be asked and does not answer: a verdict is never guessed.
 pub(crate) async fn judge(from: &From, feed: &Feed, ends: &Ends) -> Result<Start, Problem> {
+    if let From::Cursor(text) = from
+        && let Ok(place) = Cursor::open(text)
+        && is_held(&place, feed, &feed.head().1)
+    {
+        return Ok(Start::at(place, Verdict::Recovered));
+    }
     let bounds = ends.bounds().await;
     let head = feed.head().1;
     let Some(bounds) = bounds else {
-        return without_bounds(from, feed, &head).ok_or_else(|| Problem::from(Code::Unavailable));
+        return without_bounds(from, &head).ok_or_else(|| Problem::from(Code::Unavailable));
     };
     let at = |next: Vec<Offset>| Cursor { epoch: head.epoch, next: next.into() };
     let now = at(bounds.iter().map(|bounds| bounds.next).collect());
@@ -158,18 +165,25 @@ pub(crate) async fn judge(from: &From, feed: &Feed, ends: &Ends) -> Result<Start
     })
 }
 
-/// A place the ring holds needs no look into the log, nor does the present.
-fn without_bounds(from: &From, feed: &Feed, head: &Cursor) -> Option<Start> {
+/// Everything after it is in the ring.
+fn is_held(place: &Cursor, feed: &Feed, head: &Cursor) -> bool {
+    is_of(place, head) && head.covers(place) && feed.step_before(place).is_some()
+}
+
+/// Both are places of the same log.
+fn is_of(place: &Cursor, head: &Cursor) -> bool {
+    place.epoch == head.epoch && place.next.len() == head.next.len()
+}
+
+/// The present needs no look into the log, nor what can be told from the cursor itself.
+fn without_bounds(from: &From, head: &Cursor) -> Option<Start> {
     let text = match from {
         From::Now => return Some(Start::at(head.clone(), Verdict::FromNow)),
         From::Earliest => return None,
         From::Cursor(text) => text,
     };
     let verdict = match Cursor::open(text) {
-        Ok(place) if place.epoch == head.epoch && place.next.len() == head.next.len() => {
-            let held = head.covers(&place) && feed.step_before(&place).is_some();
-            return held.then(|| Start::at(place, Verdict::Recovered));
-        }
+        Ok(place) if is_of(&place, head) => return None,
         Ok(_) => Lost::OtherEpoch,
         Err(fault) => Lost::from(fault),
     };

@@ -15,6 +15,8 @@ use pulsestream_shared::log::{Offset, Partition};
 use tokio::time::Instant;
 
 use crate::cursor::Cursor;
+use crate::digest::Digest;
+use crate::filter::Filter;
 use crate::parcel::Parcel;
 use crate::range::LiveEvent;
 
@@ -23,6 +25,10 @@ const STEP_BYTES: usize = 320;
 /// What an event weighs besides its JSON, about.
 const EVENT_BYTES: usize = 160;
 
+/// Steps of one run at most, and events of one that takes in another step.
+const RUN_STEPS: u64 = 64;
+const RUN_EVENTS: usize = 128;
+
 /// How much is kept.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Kept {
@@ -30,9 +36,19 @@ pub(crate) struct Kept {
     pub(crate) age: Duration,
 }
 
+/// Steps that follow each other, as one to pass over.
+struct Run {
+    first: u64,
+    last: u64,
+    events: usize,
+    digest: Digest,
+}
+
 pub(crate) struct Ring {
     kept: Kept,
     steps: VecDeque<Arc<Parcel>>,
+    /// Every step kept is of one.
+    runs: VecDeque<Run>,
     bytes: usize,
     /// The step before the oldest kept, and the place after it.
     base: (u64, Arc<Cursor>),
@@ -44,7 +60,8 @@ impl Ring {
     /// Begins at a place, numbered from `seq` on.
     pub(crate) fn new(seq: u64, place: Cursor, kept: Kept) -> Self {
         let here = (seq, Arc::new(place));
-        Self { kept, steps: VecDeque::new(), bytes: 0, base: here.clone(), head: here }
+        let (steps, runs) = (VecDeque::new(), VecDeque::new());
+        Self { kept, steps, runs, bytes: 0, base: here.clone(), head: here }
     }
 
     pub(crate) fn base(&self) -> &(u64, Arc<Cursor>) {
@@ -85,22 +102,50 @@ impl Ring {
         self.head = (step.seq, step.place.clone());
         self.bytes += weight(&step);
         self.steps.push_back(step.clone());
+        self.add_to_run(&step);
         while self.steps.front().is_some_and(|oldest| self.is_over(oldest, now)) {
             let Some(oldest) = self.steps.pop_front() else { break };
             self.bytes -= weight(&oldest);
             self.base = (oldest.seq, oldest.place.clone());
         }
+        while self.runs.front().is_some_and(|oldest| oldest.last <= self.base.0) {
+            self.runs.pop_front();
+        }
         step
+    }
+
+    fn add_to_run(&mut self, step: &Parcel) {
+        let fits = |run: &Run| run.events < RUN_EVENTS && step.seq - run.first < RUN_STEPS;
+        if !self.runs.back().is_some_and(fits) {
+            let digest = Digest::default();
+            self.runs.push_back(Run { first: step.seq, last: step.seq, events: 0, digest });
+        }
+        if let Some(run) = self.runs.back_mut() {
+            run.last = step.seq;
+            run.events += step.events.len();
+            run.digest.add(step);
+        }
     }
 
     fn is_over(&self, oldest: &Parcel, now: Instant) -> bool {
         self.bytes > self.kept.bytes || now.duration_since(oldest.at) > self.kept.age
     }
 
-    /// The steps that follow `seq`, `most` of them; `None` when the first of them is kept no more.
-    pub(crate) fn after(&self, seq: u64, most: usize) -> Option<Vec<Arc<Parcel>>> {
-        let skipped = usize::try_from(seq.checked_sub(self.base.0)?).ok()?;
-        Some(self.steps.iter().skip(skipped).take(most).cloned().collect())
+    /// The steps that follow `seq`, as far as they are looked through at once; `None` when the first of
+    /// them is kept no more. Those that have nothing for the filter are passed over but for the last, which
+    /// tells the place after them.
+    pub(crate) fn after(&self, seq: u64, filter: &Filter) -> Option<Vec<Arc<Parcel>>> {
+        let index = |seq: u64| usize::try_from(seq.checked_sub(self.base.0)?).ok();
+        let (mut from, mut to) = (index(seq)?, self.steps.len());
+        let next = self.runs.partition_point(|run| run.last <= seq);
+        for run in self.runs.range(next..) {
+            to = index(run.last)?;
+            if run.digest.may_concern(filter) {
+                break;
+            }
+            from = to - 1;
+        }
+        Some(self.steps.iter().skip(from).take(to.saturating_sub(from)).cloned().collect())
     }
 
     /// The newest step whose place is nowhere beyond that one: who reads on from there, leaving out what
@@ -120,9 +165,11 @@ fn weight(step: &Parcel) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use pulsestream_shared::event::ClientId;
     use uuid::Uuid;
 
     use super::*;
+    use crate::filter::Audience;
     use crate::range::tests::event;
 
     fn place(next: &[Offset]) -> Cursor {
@@ -143,8 +190,29 @@ mod tests {
         push(&mut ring, 0, 5);
         push(&mut ring, 1, 7);
         assert_eq!(ring.head(), &(9, Arc::new(place(&[6, 8]))));
-        let after = |seq| ring.after(seq, 9).map(|steps| steps.len());
+        let after = |seq| ring.after(seq, &asking(7)).map(|steps| steps.len());
         assert_eq!((after(6), after(7), after(8), after(9)), (None, Some(2), Some(1), Some(0)));
+    }
+
+    fn asking(client: i32) -> Filter {
+        Filter::parse(Audience::Client(ClientId(client)), "").unwrap()
+    }
+
+    #[test]
+    fn runs_that_have_nothing_for_a_subscriber_are_passed_over() {
+        let mut ring = ring(1_000_000);
+        (5..505).for_each(|offset| push(&mut ring, 0, offset));
+        let seqs = |ring: &Ring, seq, client| {
+            let steps = ring.after(seq, &asking(client)).unwrap();
+            steps.iter().map(|step| step.seq).collect::<Vec<_>>()
+        };
+        assert_eq!(seqs(&ring, 20, 7), (21..=71).collect::<Vec<_>>(), "to the end of the run");
+        assert_eq!(seqs(&ring, 71, 7), (72..=135).collect::<Vec<_>>());
+        assert_eq!(seqs(&ring, 20, 8), [507], "the newest alone");
+        assert_eq!(seqs(&ring, 507, 8), [0; 0]);
+        push(&mut ring, 0, 505);
+        ring.push_lost(1, 9, Instant::now());
+        assert_eq!(seqs(&ring, 20, 8).last(), Some(&509), "a hole concerns everybody");
     }
 
     #[test]
@@ -166,7 +234,9 @@ mod tests {
         let mut small = ring(1_100);
         (5..9).for_each(|offset| push(&mut small, 0, offset));
         assert_eq!(small.base(), &(9, Arc::new(place(&[7, 5]))));
-        assert!(small.after(8, 9).is_none() && small.step_before(&place(&[6, 5])).is_none());
+        assert!(
+            small.after(8, &asking(7)).is_none() && small.step_before(&place(&[6, 5])).is_none()
+        );
         let mut old = ring(10_000);
         let now = Instant::now();
         old.push(0, 5, Vec::new(), now);

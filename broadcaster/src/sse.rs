@@ -26,6 +26,7 @@ use crate::metrics::Open;
 use crate::parcel::{Form, Parcel};
 use crate::resume::Start;
 use crate::stream::Stream;
+use crate::subscription::Gap;
 use crate::wish::Wish;
 
 /// What became of the cursor, for clients that look at headers.
@@ -123,9 +124,9 @@ impl Sse {
         match outgoing {
             Outgoing::Events(parcels) => Parcel::in_a_row(&parcels, messages),
             Outgoing::Values(values, place) => value_messages(&values, place.as_deref()).into(),
-            Outgoing::Gap(reason) => {
+            Outgoing::Gap(Gap { reason, missed }) => {
                 let cursor = self.cursor();
-                let data = json!({"reason": reason.word(), "cursor": cursor, "missed": null});
+                let data = json!({"reason": reason.word(), "cursor": cursor, "missed": missed});
                 named(Kind::Gap, &data, cursor.as_deref()).into()
             }
         }

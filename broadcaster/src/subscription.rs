@@ -26,11 +26,10 @@ use crate::feed::{Entered, Feed};
 use crate::filter::Filter;
 use crate::group::{Bell, Group, Member, Taken};
 use crate::parcel::Parcel;
+use crate::range::LiveEvent;
 
-/// Steps taken from the ring with one look.
-const STEPS: usize = 32;
-/// Steps in which nothing was found to send before others get their turn.
-const LOOKS: usize = 1_000;
+/// Runs of steps in which nothing was found to send before others get their turn.
+const LOOKS: usize = 32;
 
 /// Why events are missing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,11 +72,18 @@ impl GapReason {
     }
 }
 
+/// Events before the present place are missing and will not come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Gap {
+    pub(crate) reason: GapReason,
+    /// How many; `None` when it is not known.
+    pub(crate) missed: Option<u64>,
+}
+
 /// What a subscription is to be shown next.
 pub(crate) enum Pulled {
     Events(Arc<Parcel>),
-    /// Events before its present place are missing and will not come.
-    Gap(GapReason),
+    Gap(Gap),
 }
 
 enum Source {
@@ -94,6 +100,8 @@ pub(crate) struct Subscription {
     source: Source,
     /// The last step taken in.
     seq: u64,
+    /// How many events the group had up to that step; `None` until it has been live.
+    had: Option<u64>,
     /// Everything below was sent, or was not asked for.
     place: Arc<Cursor>,
     /// While the place is ahead of the steps taken in: what lies below it is not sent.
@@ -111,6 +119,7 @@ pub(crate) struct Stand {
     group: Arc<Group>,
     generation: u64,
     seq: u64,
+    had: Option<u64>,
     place: Arc<Cursor>,
     patient: bool,
 }
@@ -125,6 +134,7 @@ impl Subscription {
             bell,
             source: Source::Ring(VecDeque::new()),
             seq: 0,
+            had: None,
             floor: None,
             place,
             resuming: true,
@@ -147,9 +157,10 @@ impl Subscription {
 
     /// One that goes on from there: with what the group has, or else from the ring.
     pub(crate) fn at(stand: Stand, bell: Bell) -> Self {
-        let Stand { feed, group, generation, seq, place, patient } = stand;
-        let Entered { group, mut member } = feed.enter(group.filter.clone(), bell.clone());
+        let Stand { feed, group: before, generation, seq, had, place, patient } = stand;
+        let Entered { group, mut member } = feed.enter(before.filter.clone(), bell.clone());
         member.generation = generation;
+        let had = had.filter(|_| Arc::ptr_eq(&group, &before));
         Self {
             feed,
             group,
@@ -157,6 +168,7 @@ impl Subscription {
             bell,
             source: Source::Ring(VecDeque::new()),
             seq,
+            had,
             place,
             floor: None,
             resuming: false,
@@ -171,6 +183,7 @@ impl Subscription {
             group: self.group.clone(),
             generation: self.member.generation,
             seq: self.seq,
+            had: self.had,
             place: self.place.clone(),
             patient: self.patient,
         }
@@ -238,7 +251,10 @@ impl Subscription {
                 Source::Ring(_) => self.pull_ring(),
                 Source::Queue => match self.group.take(self.member, self.seq, before) {
                     Taken::Nothing => return None,
-                    Taken::Parcel(parcel) => self.accept(parcel),
+                    Taken::Parcel(parcel) => {
+                        self.note_events(parcel.events.len());
+                        self.accept(parcel)
+                    }
                     Taken::Overtaken | Taken::Restarted => {
                         self.source = Source::Ring(VecDeque::new());
                         None
@@ -267,12 +283,11 @@ impl Subscription {
     fn pull_ring(&mut self) -> Option<Pulled> {
         let Source::Ring(steps) = &mut self.source else { return None };
         if steps.is_empty() {
-            if self.group.stand(self.member, self.seq) {
-                self.source = Source::Queue;
-                self.resuming = false;
+            if let Some(had) = self.group.stand(self.member, self.seq) {
+                (self.source, self.resuming, self.had) = (Source::Queue, false, Some(had));
                 return None;
             }
-            match self.feed.after(self.seq, STEPS) {
+            match self.feed.after(self.seq, &self.group.filter) {
                 Some(next) => steps.extend(next),
                 None if self.may_lag() => {
                     if !self.enter_ring() {
@@ -283,14 +298,31 @@ impl Subscription {
                 None => return Some(self.go_to_the_head(GapReason::Slow)),
             }
         }
-        let Source::Ring(steps) = &mut self.source else { return None };
-        let step = steps.pop_front()?;
-        if !self.may_lag() && step.at.elapsed() > self.feed.bounded.lag {
+        let own = self.next_of_ring()?;
+        let late = || own.at.elapsed() > self.feed.bounded.lag;
+        if !own.events.is_empty() && !self.may_lag() && late() {
             return Some(self.go_to_the_head(GapReason::Slow));
         }
-        let events = step.events.iter().filter(|event| self.group.filter.wants(event)).cloned();
-        let own = step.cut(events.collect(), step.place.clone());
+        self.note_events(own.events.len());
         self.accept(Arc::new(own))
+    }
+
+    /// The next step taken from the ring that has something to send or marks a hole, else the last, with
+    /// what was asked for.
+    fn next_of_ring(&mut self) -> Option<Parcel> {
+        let Source::Ring(steps) = &mut self.source else { return None };
+        loop {
+            let step = steps.pop_front()?;
+            let wants = |event: &&LiveEvent| self.group.filter.wants(event);
+            if steps.is_empty() || step.lost || step.events.iter().any(|event| wants(&event)) {
+                let wanted = step.events.iter().filter(wants).cloned();
+                return Some(step.cut(wanted.collect(), step.place.clone()));
+            }
+        }
+    }
+
+    fn note_events(&mut self, count: usize) {
+        self.had = self.had.map(|had| had + count as u64);
     }
 
     fn may_lag(&self) -> bool {
@@ -303,7 +335,7 @@ impl Subscription {
         let lost = parcel.lost && parcel.place.at(parcel.partition) > floor;
         self.move_to(parcel.seq, &parcel.place);
         if lost {
-            return Some(Pulled::Gap(GapReason::BeyondRetention));
+            return Some(Pulled::Gap(Gap { reason: GapReason::BeyondRetention, missed: None }));
         }
         if parcel.events.iter().all(|event| event.offset >= floor) && self.place == parcel.place {
             return (!parcel.events.is_empty()).then_some(Pulled::Events(parcel));
@@ -334,10 +366,12 @@ impl Subscription {
 
     /// Goes on from the hub's place.
     fn go_to_the_head(&mut self, reason: GapReason) -> Pulled {
-        let (seq, head) = self.feed.head();
+        let (seq, head, came) = self.feed.head_of(&self.group);
+        let missed = self.had.filter(|_| reason == GapReason::Slow).map(|had| came - had);
         self.source = Source::Ring(VecDeque::new());
         (self.seq, self.place, self.floor, self.resuming) = (seq, head, None, false);
-        Pulled::Gap(reason)
+        self.had = Some(came);
+        Pulled::Gap(Gap { reason, missed })
     }
 
     fn read_log(&mut self, catch_up: Option<CatchUp>) {

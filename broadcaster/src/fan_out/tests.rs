@@ -8,6 +8,7 @@ use prometheus::Registry;
 use proptest::prelude::*;
 use pulsestream_shared::event::ClientId;
 use pulsestream_shared::log::{Bounds, Offset, Partition};
+use pulsestream_shared::metrics::freshness;
 use uuid::Uuid;
 
 use super::*;
@@ -123,7 +124,7 @@ fn feed() -> Arc<Feed> {
 }
 
 fn fan_outs() -> Arc<FanOuts> {
-    Arc::new(FanOuts::new(Sent::new(&Registry::new())))
+    Arc::new(FanOuts::new(Sent::new(&Registry::new(), &freshness(&Registry::new()))))
 }
 
 fn delivery(feed: &Arc<Feed>, bell: &Bell, mode: Mode) -> Box<Delivery> {
