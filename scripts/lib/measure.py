@@ -41,10 +41,13 @@ def cpu_seconds(pid):
     return (int(fields[11]) + int(fields[12])) / TICKS
 
 
-def resident_mb(pid):
+def resident_mb(pid, line="VmRSS:"):
     status = Path(f"/proc/{pid}/status").read_text()
-    line = next(line for line in status.splitlines() if line.startswith("VmRSS:"))
-    return int(line.split()[1]) / 1000
+    return int(status.partition(line)[2].split()[0]) / 1000
+
+
+def peak_mb(pid):
+    return resident_mb(pid, "VmHWM:")
 
 
 class Servers:
