@@ -367,7 +367,9 @@ impl Subscription {
     /// Goes on from the hub's place.
     fn go_to_the_head(&mut self, reason: GapReason) -> Pulled {
         let (seq, head, came) = self.feed.head_of(&self.group);
-        let missed = self.had.filter(|_| reason == GapReason::Slow).map(|had| came - had);
+        // Below a floor the group had events that were not for this one.
+        let known = self.had.filter(|_| reason == GapReason::Slow && self.floor.is_none());
+        let missed = known.map(|had| came.saturating_sub(had));
         self.source = Source::Ring(VecDeque::new());
         (self.seq, self.place, self.floor, self.resuming) = (seq, head, None, false);
         self.had = Some(came);
