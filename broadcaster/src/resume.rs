@@ -16,8 +16,8 @@ pub(crate) enum From {
     Now,
     /// With the oldest event the log has.
     Earliest,
-    /// With the first event after this cursor.
-    Cursor(String),
+    /// With the first event after this cursor, if it is one.
+    Cursor(Result<Cursor, CursorFault>),
 }
 
 impl From {
@@ -25,7 +25,7 @@ impl From {
     pub(crate) fn cursor(text: &str) -> Self {
         match text {
             "earliest" => Self::Earliest,
-            text => Self::Cursor(text.to_owned()),
+            text => Self::Cursor(Cursor::open(text)),
         }
     }
 }
@@ -140,11 +140,10 @@ impl Start {
 /// # Errors
 /// 503 when the log must be asked and does not answer: a verdict is never guessed.
 pub(crate) async fn judge(from: &From, feed: &Feed, ends: &Ends) -> Result<Start, Problem> {
-    if let From::Cursor(text) = from
-        && let Ok(place) = Cursor::open(text)
-        && is_held(&place, feed, &feed.head().1)
+    if let From::Cursor(Ok(place)) = from
+        && is_held(place, feed, &feed.head().1)
     {
-        return Ok(Start::at(place, Verdict::Recovered));
+        return Ok(Start::at(place.clone(), Verdict::Recovered));
     }
     let bounds = ends.bounds().await;
     let head = feed.head().1;
@@ -156,7 +155,7 @@ pub(crate) async fn judge(from: &From, feed: &Feed, ends: &Ends) -> Result<Start
     let asked = match from {
         From::Now => return Ok(Start::at(now, Verdict::FromNow)),
         From::Earliest => Ok(at(bounds.iter().map(|bounds| bounds.first).collect())),
-        From::Cursor(text) => Cursor::open(text),
+        From::Cursor(asked) => asked.clone(),
     };
     let held = |place: &Cursor| feed.step_before(place).is_some();
     Ok(match asked.map_err(Lost::from).and_then(|place| weigh(place, &head, &bounds, held)) {
@@ -177,17 +176,14 @@ fn is_of(place: &Cursor, head: &Cursor) -> bool {
 
 /// The present needs no look into the log, nor what can be told from the cursor itself.
 fn without_bounds(from: &From, head: &Cursor) -> Option<Start> {
-    let text = match from {
-        From::Now => return Some(Start::at(head.clone(), Verdict::FromNow)),
+    let verdict = match from {
+        From::Now => Verdict::FromNow,
         From::Earliest => return None,
-        From::Cursor(text) => text,
+        From::Cursor(Ok(place)) if is_of(place, head) => return None,
+        From::Cursor(Ok(_)) => Verdict::Lost(Lost::OtherEpoch),
+        From::Cursor(Err(fault)) => Verdict::Lost(Lost::from(*fault)),
     };
-    let verdict = match Cursor::open(text) {
-        Ok(place) if is_of(&place, head) => return None,
-        Ok(_) => Lost::OtherEpoch,
-        Err(fault) => Lost::from(fault),
-    };
-    Some(Start::at(head.clone(), Verdict::Lost(verdict)))
+    Some(Start::at(head.clone(), verdict))
 }
 
 pub(crate) fn weigh(

@@ -208,9 +208,9 @@ impl Stream {
     async fn values(&self, filter: &Filter) -> Result<(Values, Cursor), Without> {
         let (values, place) = self.snapshots.read(filter, &self.feed.head().1).await?;
         // Gone on from like a place that a client brings.
-        let judged = judge(&From::Cursor(place.seal()), &self.feed, &self.ends).await;
+        let judged = judge(&From::Cursor(Ok(place)), &self.feed, &self.ends).await;
         match judged {
-            Ok(Start { verdict: Verdict::Recovered, .. }) => Ok((values, place)),
+            Ok(Start { verdict: Verdict::Recovered, place, .. }) => Ok((values, place)),
             Ok(_) | Err(_) => Err(Without::Behind),
         }
     }

@@ -314,9 +314,9 @@ impl Subscription {
         loop {
             let step = steps.pop_front()?;
             let wants = |event: &&LiveEvent| self.group.filter.wants(event);
-            if steps.is_empty() || step.lost || step.events.iter().any(|event| wants(&event)) {
-                let wanted = step.events.iter().filter(wants).cloned();
-                return Some(step.cut(wanted.collect(), step.place.clone()));
+            let wanted: Vec<_> = step.events.iter().filter(wants).cloned().collect();
+            if steps.is_empty() || step.lost || !wanted.is_empty() {
+                return Some(step.cut(wanted, step.place.clone()));
             }
         }
     }

@@ -106,6 +106,7 @@ mod tests {
     use pulsestream_shared::event::ClientId;
 
     use super::*;
+    use crate::cursor::CursorFault;
 
     fn parse(query: &str) -> Result<Wish, Problem> {
         Wish::parse(Audience::Client(ClientId(7)), query)
@@ -125,7 +126,7 @@ mod tests {
         assert_eq!(parse("mode=window").unwrap().mode, Mode::Window(DEFAULT_WINDOW));
         assert_eq!(parse("mode=latest").unwrap().mode, Mode::Latest(DEFAULT_WINDOW));
         assert_eq!(parse("mode=latest&windowMs=0").unwrap().mode, Mode::Latest(Duration::ZERO));
-        assert_eq!(parse("cursor=abc").unwrap().from, From::Cursor("abc".to_owned()));
+        assert_eq!(parse("cursor=abc").unwrap().from, From::Cursor(Err(CursorFault::Malformed)));
     }
 
     #[test]

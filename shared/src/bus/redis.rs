@@ -13,10 +13,10 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use redis::{Client, Pipeline, RedisError, Value};
+use redis::{Client, Pipeline};
 
 use super::{Bus, BusError, Channel, Subscription};
-use crate::cache::redis::link::{self, Link};
+use crate::cache::redis::link::{self, Link, unless_refused};
 
 mod subscription;
 
@@ -76,14 +76,9 @@ impl Bus for RedisBus {
         for (channel, message) in messages {
             pipeline.cmd("PUBLISH").arg(self.name(*channel)).arg(&message[..]);
         }
-        let refusal = |answer| match answer {
-            Value::ServerError(error) => Some(RedisError::from(error)),
-            _receivers => None,
-        };
-        match self.link.call(&pipeline).await.map_err(BusError)?.into_iter().find_map(refusal) {
-            Some(error) => Err(BusError(error.to_string())),
-            None => Ok(()),
-        }
+        let answers = self.link.call(&pipeline).await.map_err(BusError)?;
+        let receivers = answers.into_iter().try_for_each(|answer| unless_refused(answer).map(drop));
+        receivers.map_err(BusError)
     }
 
     async fn subscribe(&self, channels: &[Channel]) -> Box<dyn Subscription> {

@@ -90,8 +90,7 @@ impl Link {
         let mut pipeline = Pipeline::with_capacity(1);
         pipeline.add_command(command);
         match self.call(&pipeline).await?.pop() {
-            Some(Value::ServerError(error)) => Err(RedisError::from(error).to_string()),
-            Some(value) => Ok(value),
+            Some(value) => unless_refused(value),
             None => Err("Redis answered nothing".to_owned()),
         }
     }
@@ -110,6 +109,17 @@ impl Link {
 
     fn slot(&self) -> std::sync::MutexGuard<'_, Slot> {
         self.slot.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+/// The answer, unless it is a refusal.
+///
+/// # Errors
+/// The server's sentence.
+pub(crate) fn unless_refused(answer: Value) -> Result<Value, String> {
+    match answer {
+        Value::ServerError(error) => Err(RedisError::from(error).to_string()),
+        answer => Ok(answer),
     }
 }
 

@@ -108,7 +108,6 @@ pub struct KafkaLog {
     producer: producer::Producer,
     metrics: ClientMetrics,
     readers: Arc<reader::Readers>,
-    askers: Arc<reader::Readers>,
     /// Every thread that must be let finish before the process ends.
     threads: TaskTracker,
 }
@@ -122,12 +121,11 @@ impl KafkaLog {
     pub async fn open(config: KafkaConfig, metrics: ClientMetrics) -> Result<Self, LogError> {
         let names = Names::of(&config);
         let readers = reader::Readers::new(&config);
-        let askers = reader::Readers::for_questions(&config);
         let identity = topics::identity(&readers, &names).await?;
         let threads = TaskTracker::new();
         let producer = producer::Producer::start(&config, &metrics, threads.token())?;
         let partitions = identity.partitions;
-        Ok(Self { config, names, partitions, producer, metrics, readers, askers, threads })
+        Ok(Self { config, names, partitions, producer, metrics, readers, threads })
     }
 
     /// Takes no more appends, lets the accepted ones go out and dropped consumers leave their groups.
@@ -172,11 +170,11 @@ impl EventLog for KafkaLog {
     }
 
     async fn bounds(&self, topic: Topic) -> Result<Vec<Bounds>, LogError> {
-        self.askers.bounds(self.names.get(topic), self.all_partitions()).await
+        self.readers.bounds(self.names.get(topic), self.all_partitions()).await
     }
 
     async fn locate(&self, logged_at_ms: i64) -> Result<Vec<Offset>, LogError> {
-        self.askers.locate(&self.names.raw, self.all_partitions(), logged_at_ms).await
+        self.readers.locate(&self.names.raw, self.all_partitions(), logged_at_ms).await
     }
 }
 

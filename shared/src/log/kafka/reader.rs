@@ -19,9 +19,9 @@ use super::client::{self, Quiet, REQUEST_TIMEOUT, unavailable};
 use super::record::Batch;
 use crate::log::{Bounds, LogError, Offset, Partition, ReadLimit, Record};
 
-/// Threads and clients of a pool at most.
+/// Threads and clients that read, at most.
 const READERS: usize = 4;
-/// The same for questions alone; when a broker hangs one of them waits for it.
+/// The same for questions; when a broker hangs one of them waits for it.
 const ASKERS: usize = 2;
 /// How long a job may wait for a reader and run, together.
 const JOB_TIMEOUT: Duration = Duration::from_secs(8);
@@ -34,13 +34,21 @@ const IDLE: Duration = Duration::from_secs(1);
 /// How long one read waits for records that must be there.
 const READ_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// The pool of readers.
+/// Everyone there is. A broker answers a connection in order, so behind the fetch of one that reads, which waits
+/// for records, each question would wait 10 ms: questions go to others.
 pub(super) struct Readers {
     settings: ClientConfig,
+    reading: Pool,
+    asking: Pool,
+}
+
+struct Pool {
     permits: Arc<Semaphore>,
     /// Most recently used last.
-    idle: Arc<Mutex<Vec<IdleReader>>>,
+    idle: Arc<Idle>,
 }
+
+type Idle = Mutex<Vec<IdleReader>>;
 
 struct IdleReader {
     jobs: mpsc::SyncSender<Job>,
@@ -83,18 +91,8 @@ struct Job {
 }
 
 impl Readers {
-    /// An empty pool.
+    /// None yet.
     pub(super) fn new(config: &KafkaConfig) -> Arc<Self> {
-        Self::of(config, READERS)
-    }
-
-    /// An empty pool that is only asked for bounds and places. A broker answers a connection in order, so behind a
-    /// reader's fetch, which waits for records, each question would wait 10 ms.
-    pub(super) fn for_questions(config: &KafkaConfig) -> Arc<Self> {
-        Self::of(config, ASKERS)
-    }
-
-    fn of(config: &KafkaConfig, count: usize) -> Arc<Self> {
         let mut settings = client::fetching(config);
         settings
             // Asked for by the client library to assign partitions; nothing ever joins this group.
@@ -103,8 +101,7 @@ impl Readers {
             .set("fetch.wait.max.ms", "10")
             .set("queued.min.messages", "5000")
             .set("queued.max.messages.kbytes", "4096");
-        let idle = Arc::new(Mutex::new(Vec::new()));
-        Arc::new(Self { settings, permits: Arc::new(Semaphore::new(count)), idle })
+        Arc::new(Self { settings, reading: Pool::of(READERS), asking: Pool::of(ASKERS) })
     }
 
     /// See [`crate::log::EventLog::read`].
@@ -170,7 +167,7 @@ impl Readers {
         self.run(None, move |reader| reader.topic(&topic)).await
     }
 
-    /// Runs a job on the reader that stands at the wanted place, or on any other. A job that fails at once
+    /// Runs a job on the reader that stands at the wanted place or any other, a question on one that asks. A job that fails at once
     /// is run again for a while: a leader that just moved, or a topic just made, answers soon.
     async fn run<T: Send + 'static>(
         &self,
@@ -197,9 +194,10 @@ impl Readers {
         wanted: Option<&Position>,
         work: impl FnOnce(&mut Reader) -> Result<T, LogError> + Send + 'static,
     ) -> Result<T, LogError> {
-        let permits = Arc::clone(&self.permits);
+        let pool = if wanted.is_some() { &self.reading } else { &self.asking };
+        let permits = Arc::clone(&pool.permits);
         let permit = permits.acquire_owned().await.map_err(unavailable)?;
-        let jobs = self.checkout(wanted)?;
+        let jobs = pool.checkout(wanted).map_or_else(|| self.start(pool), Ok)?;
         let (reply, answer) = oneshot::channel();
         let work: Work = Box::new(move |reader| {
             if !reply.is_closed() {
@@ -212,24 +210,10 @@ impl Readers {
         answer.await.map_err(unavailable)?
     }
 
-    /// An idle reader, or a new one; the permit says that there is room.
-    fn checkout(&self, wanted: Option<&Position>) -> Result<mpsc::SyncSender<Job>, LogError> {
-        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        let matching =
-            idle.iter().position(|reader| wanted.is_some() && reader.at.as_ref() == wanted);
-        if let Some(index) = matching {
-            return Ok(idle.remove(index).jobs);
-        }
-        if !idle.is_empty() {
-            return Ok(idle.remove(0).jobs);
-        }
-        drop(idle);
-        self.start()
-    }
-
-    fn start(&self) -> Result<mpsc::SyncSender<Job>, LogError> {
+    /// A new one; the permit says that there is room.
+    fn start(&self, pool: &Pool) -> Result<mpsc::SyncSender<Job>, LogError> {
         let settings = self.settings.clone();
-        let idle = Arc::downgrade(&self.idle);
+        let idle = Arc::downgrade(&pool.idle);
         // One job at a time is ever sent: its sender is out of the idle list until it is done.
         let (jobs, incoming) = mpsc::sync_channel(1);
         std::thread::Builder::new()
@@ -240,7 +224,20 @@ impl Readers {
     }
 }
 
-type Idle = Mutex<Vec<IdleReader>>;
+impl Pool {
+    fn of(count: usize) -> Self {
+        Self { permits: Arc::new(Semaphore::new(count)), idle: Arc::default() }
+    }
+
+    /// One that is idle: the one that stands there, or the one that is longest.
+    fn checkout(&self, wanted: Option<&Position>) -> Option<mpsc::SyncSender<Job>> {
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        let matching =
+            idle.iter().position(|reader| wanted.is_some() && reader.at.as_ref() == wanted);
+        let index = matching.or_else(|| (!idle.is_empty()).then_some(0))?;
+        Some(idle.remove(index).jobs)
+    }
+}
 
 /// A reader's thread: jobs until the pool is gone.
 fn serve(settings: &ClientConfig, jobs: &mpsc::Receiver<Job>, idle: &Weak<Idle>) {
