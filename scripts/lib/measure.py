@@ -46,10 +46,6 @@ def resident_mb(pid, line="VmRSS:"):
     return int(status.partition(line)[2].split()[0]) / 1000
 
 
-def peak_mb(pid):
-    return resident_mb(pid, "VmHWM:")
-
-
 class Servers:
     """Kafka, PostgreSQL and Redis of this run alone."""
 

@@ -32,7 +32,7 @@ class Connection:
 
     def __init__(self, query):
         self.query = query
-        self.last = b""  # frame
+        self.last = b""  # the frame that came last
         self.begin()
 
     def begin(self):
