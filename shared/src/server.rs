@@ -8,7 +8,6 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::FutureExt as _;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::task::TaskTracker;
@@ -68,17 +67,26 @@ pub(crate) async fn serve(listener: TcpListener, terms: Terms, config: &config::
             Err(error) => pause_after(&error).await,
         }
     }
-    // Whoever the kernel has let in already would be cut by the listener's end.
-    while let Ok(place) = places.clone().try_acquire_owned()
-        && let Some(Ok((stream, address))) = listener.accept().now_or_never()
-    {
+    for (stream, address) in let_in(listener) {
+        let Ok(place) = places.clone().try_acquire_owned() else { break };
         spawn(stream, address, place);
     }
-    drop(listener);
     connections.close();
     if tokio::time::timeout(config.drain_timeout, connections.wait()).await.is_err() {
         tracing::warn!(open = connections.len(), "drain timeout: closing what is still open");
     }
+}
+
+/// Ends listening. Answers whoever the kernel has let in already, and would cut with the listener.
+///
+/// The kernel is asked and not the runtime, which learns of a connection a moment later.
+fn let_in(listener: TcpListener) -> impl Iterator<Item = (TcpStream, SocketAddr)> {
+    let listener = listener.into_std();
+    std::iter::from_fn(move || {
+        let (stream, address) = listener.as_ref().ok()?.accept().ok()?;
+        stream.set_nonblocking(true).ok()?;
+        Some((TcpStream::from_std(stream).ok()?, address))
+    })
 }
 
 /// Out of file descriptors and the like: wait instead of spinning.

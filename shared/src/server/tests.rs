@@ -287,6 +287,23 @@ async fn a_drain_closes_what_is_idle_and_serves_who_has_only_just_connected() {
 }
 
 #[tokio::test]
+async fn a_drain_serves_whom_the_kernel_has_let_in_and_the_runtime_does_not_know() {
+    let server = Server::start(settings()).await;
+    server.http1().await.ask().await;
+    server.shutdown.drain.cancel();
+    // Blocking: the server, on this thread, hears of its end and of both connections at once.
+    let connect = || std::net::TcpStream::connect(server.address).expect("connected");
+    for stream in [connect(), connect()] {
+        stream.set_nonblocking(true).expect("a socket");
+        let mut late = TcpStream::from_std(stream).expect("a socket");
+        late.write_all(b"GET / HTTP/1.1\r\nhost: test\r\n\r\n").await.expect("sent");
+        let mut answer = String::new();
+        timeout(PATIENCE, late.read_to_string(&mut answer)).await.expect("in time").expect("text");
+        assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+    }
+}
+
+#[tokio::test]
 async fn an_http_2_client_has_so_many_requests_open_and_the_rest_wait() {
     const ALL: usize = 200;
     static OPEN: AtomicUsize = AtomicUsize::new(0);
