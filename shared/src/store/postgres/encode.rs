@@ -26,7 +26,7 @@ returning id, client_id";
 /// is equal in all that the client sent. `place` counts the given rows from 1.
 ///
 /// `offset 0` keeps the planner from turning the look-ups into a join: for 5,000 rows it sorted the whole
-/// table instead of asking the primary key (755 ms against 52 ms with a million stored rows).
+/// table instead of asking an index (755 ms against 52 ms with a million stored rows).
 pub(super) const COMPARE: &str = "
 select given.place, bool_or(stored.ts = given.ts and stored.same) as same
   from unnest($1::uuid[], $2::int[], $3::uuid[], $4::text[], $5::float8[], $6::timestamptz[],
@@ -38,7 +38,7 @@ select given.place, bool_or(stored.ts = given.ts and stored.same) as same
                   and value = given.value
                   and metadata is not distinct from given.metadata::jsonb as same
          from events
-        where id = given.id and client_id = given.client_id
+        where uuid_hash(id) = uuid_hash(given.id) and id = given.id and client_id = given.client_id
        offset 0) stored
  group by given.place";
 

@@ -1,7 +1,8 @@
 //! The store on PostgreSQL 15 or newer.
 //!
 //! Here: connections, their settings and their end. `write` stores a batch, `progress` keeps the
-//! places of the partitions, `days` the partitions of the table, `keys` the keys, `query` reads back.
+//! places of the partitions, `days` the partitions of the table, `ids` their index by id, `keys` the
+//! keys, `query` reads back.
 //!
 //! Two rules hold for every call. It has an end: waiting for a connection, for a lock and for the answer
 //! are all bounded, so a database that hangs is [`StoreError::Transient`] and not a hang. And a
@@ -14,6 +15,7 @@ mod days;
 mod documented;
 mod encode;
 mod error;
+mod ids;
 #[cfg(any(test, feature = "testing"))]
 pub mod inspect;
 mod keys;

@@ -76,10 +76,7 @@ pub(super) struct Doubts {
 impl Doubts {
     /// True when a row with the id of this one may lie in any day.
     pub(super) fn concern(&self, row: &StoreRow) -> bool {
-        row.unsure.is_some()
-            || row.replay.is_some()
-            || is_late(row, self.loss_ms)
-            || self.taken.contains(&(row.event.id, row.client))
+        is_doubtful(row, self.loss_ms) || self.taken.contains(&(row.event.id, row.client))
     }
 }
 
@@ -110,6 +107,13 @@ impl NewestLoss {
         Ok(Some(Doubts { loss_ms: known_ms, taken }))
     }
 
+    /// True when rows are to be looked up in all days, as far as can be told before [`Self::enter`]. What that
+    /// finds in `unsure_keys` besides came after rows for which this was true.
+    pub(super) fn suspects(&self, rows: &[&StoreRow]) -> bool {
+        let loss_ms = self.0.load(Ordering::SeqCst);
+        rows.iter().any(|row| is_doubtful(row, loss_ms))
+    }
+
     /// Takes note of a loss that is committed.
     pub(super) fn learn(&self, loss_ms: i64) {
         self.0.fetch_max(loss_ms, Ordering::SeqCst);
@@ -124,6 +128,11 @@ fn must_be_alone(rows: &[&StoreRow], loss_ms: i64) -> bool {
         Some(Unsure::Forgotten { at_ms }) => at_ms > loss_ms || is_late(row, loss_ms),
         None => is_late(row, loss_ms),
     })
+}
+
+/// By itself, whatever is written down.
+fn is_doubtful(row: &StoreRow, loss_ms: i64) -> bool {
+    row.unsure.is_some() || row.replay.is_some() || is_late(row, loss_ms)
 }
 
 /// Accepted before Redis forgot its key.

@@ -9,7 +9,8 @@
 //!    their table ([`letters`]).
 //! 5. Commit.
 //!
-//! Before it, days that have no partition get one, in transactions of their own.
+//! Before it, days that have no partition get one, and all days an index by id when rows are to be looked up in
+//! all of them ([`super::ids`]), in transactions of their own.
 //!
 //! COPY is by far the cheapest way into the table, and stores all or nothing: one row whose key is taken fails
 //! it. So while repeats come, rows are first looked up by their keys, which costs a sixth more; while none
@@ -29,6 +30,7 @@ use super::encode::{COMPARE, COMPARE_IN_DAY, Columns, INSERT, Keys, PROBE};
 use super::error::{failure, is_duplicate, store_error};
 use super::unsure::{self, Doubts};
 use super::{PostgresStore, Session, days, letters};
+use crate::event::{ClientId, EventId};
 use crate::log::Topic;
 use crate::store::replays::copies;
 use crate::store::settle::{
@@ -96,6 +98,9 @@ impl PostgresStore {
         sink: &dyn DeadLetterSink,
     ) -> Result<Written, Failure> {
         loop {
+            if self.newest_loss.suspects(rows) {
+                self.index_all_ids().await?;
+            }
             let mut session = self.session().await?;
             let work = self.transaction(&mut session, batch, rows, out_of_range, sink);
             let written = self.bounded(work).await?;
@@ -232,7 +237,8 @@ async fn put(
         Way::CopyMissing => probe(connection, rows, &open).await?,
         Way::Copy | Way::Insert => HashSet::new(),
     };
-    let fresh: Vec<_> = open.into_iter().filter(|place| !there.contains(place)).collect();
+    let mut fresh: Vec<_> = open.into_iter().filter(|place| !there.contains(place)).collect();
+    fresh.sort_unstable_by_key(|place| rows.get(*place).map(|row| key(row)));
     if way == Way::Insert {
         insert(connection, rows, &fresh, &mut verdicts).await?;
     } else if !fresh.is_empty() {
@@ -247,6 +253,12 @@ async fn put(
     let met = places(rows, |place, _| verdicts.get(place).is_some_and(Option::is_none));
     compare(connection, COMPARE_IN_DAY, rows, &met, &mut verdicts).await?;
     Ok(verdicts.into_iter().collect())
+}
+
+/// The order of the primary key. Rows are written in it: at the end of the index or near, two writers lock in the
+/// same order, and the table itself is nearly in the order of time.
+fn key(row: &StoreRow) -> (ClientId, i64, EventId) {
+    (row.client, row.event.timestamp_ms, row.event.id)
 }
 
 /// Which of the rows have one with their key.
