@@ -142,9 +142,7 @@ impl Sent {
         let now_us = clock::unix_us();
         let live = parcels.iter().filter(|parcel| parcel.shared || parcel.left_out.is_some());
         for event in live.flat_map(|parcel| &parcel.events) {
-            #[expect(clippy::cast_precision_loss, reason = "a histogram of seconds")]
-            let age_seconds = (now_us - event.received_at_us).max(0) as f64 / 1e6;
-            self.fresh.observe(age_seconds);
+            self.fresh.observe(clock::seconds_between(event.received_at_us, now_us));
         }
     }
 }

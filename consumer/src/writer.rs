@@ -102,8 +102,7 @@ impl Writer {
         // Counted beside the others and added at its end: one atomic a bucket instead of two a record.
         let stored = metrics.freshness.with_label_values(&["stored"]).local();
         for received_at_us in batch.received_at_us() {
-            #[expect(clippy::cast_precision_loss, reason = "a histogram of seconds")]
-            stored.observe((now_us - received_at_us).max(0) as f64 / 1e6);
+            stored.observe(clock::seconds_between(received_at_us, now_us));
         }
     }
 }

@@ -107,9 +107,8 @@ impl Lane {
         match result {
             Ok(_) => {
                 let received_at_us = owned.waiting.attempt.accepted.received_at_us;
-                #[expect(clippy::cast_precision_loss, reason = "a histogram of seconds")]
-                let age_seconds = (clock::unix_us() - received_at_us).max(0) as f64 / 1e6;
-                self.metrics.logged.observe(age_seconds);
+                let age = clock::seconds_between(received_at_us, clock::unix_us());
+                self.metrics.logged.observe(age);
                 let trace = owned.waiting.attempt.trace.take();
                 self.settle(Change::finish(&owned.lease).traced(trace));
                 let local = owned.lease.is_local();
