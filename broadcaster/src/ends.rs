@@ -3,18 +3,21 @@
 //! The hub may lie behind the log, another broadcaster before it. A socket that moved here from there
 //! and began at the hub's place would be shown once more what it has seen.
 //!
-//! One read serves everybody who asked before it began, so a thousand sockets that reconnect at once
-//! cost a few reads.
+//! One read serves everybody who asked before it began, and the next begins a little later, so a thousand
+//! sockets that reconnect at once cost a few reads. Who comes alone waits for nothing.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use pulsestream_shared::log::{Bounds, EventLog, LogError, Topic};
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep_until, timeout};
 
 /// Whoever waits longer begins at the hub's place: a log that does not answer holds up no handshake.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// Between the beginnings of two reads. Each is a question to every broker, and takes as much as opening five
+/// sockets; unspaced, one was asked for every tenth.
+const SPACING: Duration = Duration::from_millis(20);
 /// Askers that wait for one read; more wait at the door.
 const WAITING: usize = 1_024;
 
@@ -56,7 +59,14 @@ impl EndsReader {
     /// Runs until nobody can ask any more.
     pub(crate) async fn run(mut self) {
         let mut waiting: Vec<Asker> = Vec::new();
+        let mut next = Instant::now();
         while self.askers.recv_many(&mut waiting, WAITING).await > 0 {
+            // A sleep that is over already takes a millisecond too.
+            if next > Instant::now() {
+                sleep_until(next).await;
+            }
+            next = Instant::now() + SPACING;
+            waiting.extend(std::iter::from_fn(|| self.askers.try_recv().ok()).take(WAITING));
             match self.read().await {
                 // An asker that lost patience is gone.
                 Ok(bounds) => waiting.drain(..).for_each(|asker| drop(asker.send(bounds.clone()))),
@@ -70,5 +80,31 @@ impl EndsReader {
 
     async fn read(&self) -> Result<Arc<[Bounds]>, LogError> {
         Ok(self.log.bounds(Topic::Raw).await?.into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::Ordering;
+
+    use super::*;
+    use crate::model::Log;
+
+    #[tokio::test]
+    async fn who_asks_while_others_wait_is_served_with_them() {
+        let log = Arc::new(Log::default());
+        let (ends, reader) = Ends::of(log.clone());
+        tokio::spawn(reader.run());
+        let ends = Arc::new(ends);
+        let mut asking = tokio::task::JoinSet::new();
+        for _ in 0..100 {
+            let ends = ends.clone();
+            asking.spawn(async move { ends.bounds().await.is_some() });
+            // The reader has its turn: without the spacing it would read for each.
+            tokio::task::yield_now().await;
+        }
+        assert!(asking.join_all().await.into_iter().all(|told| told));
+        let told = log.told.load(Ordering::Relaxed);
+        assert!((2..20).contains(&told), "{told}");
     }
 }

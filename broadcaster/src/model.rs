@@ -2,6 +2,7 @@
 //! or do not come, and whatever a client reads, leaves and comes back with, what it saw is what the log
 //! holds of what it asked for, in order and once; or it was told of a gap.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -36,18 +37,22 @@ const WINDOW: Duration = Duration::from_secs(120);
 
 /// A log in memory, of one time: every repeat is within the window.
 #[derive(Default)]
-pub(crate) struct Log(Mutex<[Vec<Record>; PARTITIONS]>);
+pub(crate) struct Log {
+    records: Mutex<[Vec<Record>; PARTITIONS]>,
+    /// How often it told its ends.
+    pub(crate) told: AtomicUsize,
+}
 
 impl Log {
     fn add(&self, partition: usize, event: &Made) {
-        let mut partitions = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut partitions = self.records.lock().unwrap_or_else(PoisonError::into_inner);
         let records = &mut partitions[partition];
         let next = records.last().map_or(0, |record| record.offset + 1);
         records.push(event.record(partition, next + Offset::from(event.skip)));
     }
 
     fn of(&self, partition: usize) -> Vec<Record> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)[partition].clone()
+        self.records.lock().unwrap_or_else(PoisonError::into_inner)[partition].clone()
     }
 
     fn ends(&self) -> Vec<Bounds> {
@@ -56,7 +61,7 @@ impl Log {
     }
 
     fn clear(&self) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Default::default();
+        *self.records.lock().unwrap_or_else(PoisonError::into_inner) = Default::default();
     }
 }
 
@@ -86,6 +91,7 @@ impl EventLog for Log {
     }
 
     async fn bounds(&self, _: Topic) -> Result<Vec<Bounds>, LogError> {
+        self.told.fetch_add(1, Ordering::Relaxed);
         Ok(self.ends())
     }
 
