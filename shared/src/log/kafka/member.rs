@@ -40,6 +40,14 @@ use crate::log::{Offset, Partition};
 const TURN_RECORDS: usize = 2_048;
 /// And bytes.
 const TURN_BYTES: usize = 1 << 20;
+/// Values fetched ahead, kilobytes; when there are more, nothing is fetched. What librdkafka keeps for each record is
+/// not counted, and takes more than a small event.
+const QUEUE_KB: &str = "4096";
+/// Of a partition in one answer of a broker, bytes: an answer has so much of each, whatever is queued.
+const FETCH_BYTES: &str = "262144";
+/// What comes so soon after records were handed on is gathered: a burst is a fetch for each few records of it, and
+/// each hand-over wakes the owner, and through it others. The first of a burst waits for nothing.
+const GATHER: Duration = Duration::from_millis(4);
 /// The longest the thread sleeps; what happens wakes it.
 const IDLE: Duration = Duration::from_millis(100);
 /// An inbox that is full for so long is taken for one that stays full. A rebalance waits no longer than this.
@@ -63,7 +71,8 @@ pub(super) fn settings(config: &KafkaConfig, group: &str) -> ClientConfig {
         .set("fetch.min.bytes", "1")
         .set("fetch.wait.max.ms", "50")
         .set("queued.min.messages", "20000")
-        .set("queued.max.messages.kbytes", "16384")
+        .set("queued.max.messages.kbytes", QUEUE_KB)
+        .set("fetch.message.max.bytes", FETCH_BYTES)
         .set("statistics.interval.ms", statistics::INTERVAL_MS);
     settings
 }
@@ -93,6 +102,7 @@ pub(super) fn run(
         fetching_paused: BTreeSet::new(),
         full_since: None,
         throttled: false,
+        handed_on_at: Instant::now(),
         committed_at: Instant::now(),
         check_range_at: None,
         fatal: false,
@@ -148,6 +158,8 @@ struct Member {
     full_since: Option<Instant>,
     /// Partitions are paused for it.
     throttled: bool,
+    /// When records were handed on last.
+    handed_on_at: Instant,
     committed_at: Instant,
     /// When to find out which place is out of range.
     check_range_at: Option<Instant>,
@@ -163,11 +175,22 @@ impl Member {
             self.commit_when_due();
             self.check_range_when_due();
             if !busy {
-                thread::park_timeout(IDLE);
+                self.rest();
             }
         }
         // The consumer's own end, when its last holder drops it, revokes and leaves the group; the
         // commits still gathered go out in that revocation.
+    }
+
+    /// Sleeps until something happens, or for the rest of a gathering: that is not to be woken by what it gathers.
+    #[expect(clippy::disallowed_methods, reason = "it is not for a condition that it sleeps")]
+    fn rest(&self) {
+        let gathered = GATHER.saturating_sub(self.handed_on_at.elapsed());
+        if gathered.is_zero() {
+            thread::park_timeout(IDLE);
+        } else {
+            thread::sleep(gathered);
+        }
     }
 
     /// Points librdkafka at the places the owner chose since the last turn.
@@ -258,7 +281,7 @@ impl Member {
         batch.push(message);
     }
 
-    fn hand_on(&self, batches: BTreeMap<Partition, (u64, Batch)>) {
+    fn hand_on(&mut self, batches: BTreeMap<Partition, (u64, Batch)>) {
         if batches.is_empty() {
             return;
         }
@@ -273,6 +296,7 @@ impl Member {
         }
         drop(inbox);
         self.shared.arrived();
+        self.handed_on_at = Instant::now();
     }
 
     fn note(&mut self, error: &KafkaError) {
