@@ -16,7 +16,7 @@
 //! | ... of a type too, ten days | index or bitmap scan of the device's rows a day | 3 ms |
 //! | a client, 10 s or 160 s | index scan (client, ts) within one day | 1 to 8 ms |
 //! | a client and a type, 3 h | BRIN, 857 blocks of one day | 8 ms |
-//! | one event | index by id, or BRIN (`0008_key_in_order_of_time.sql`), in every day | ? ms |
+//! | one event | index of the id's hash in days that are over, Bloom filters in others | 0.3 ms of 6 days; 43 ms of 20 million rows of today |
 //! | series of a device, 3 days | index scan of the device's rows a day | 2 ms |
 //! | series of a client, 1 h | bitmap scan (client, ts) of one day | 1.4 ms |
 //! | 100 devices, 1,000 events each looked through | Merge Append of index-only scans a step; then as the first | 420 ms |
