@@ -86,6 +86,11 @@ async fn answers_503_meanwhile(break_it: impl Fn(&TcpProxy)) {
     assert_eq!(get(&client, "/v1/events").await.status, 200);
 
     break_it(&proxy);
+    // The proxy's tasks hear of it a moment later, and until then let a question through.
+    wait_for("the database to be away", PATIENCE, async || {
+        get(&client, "/v1/events").await.status == 503
+    })
+    .await;
     for (_, path) in routes() {
         let asked = Instant::now();
         assert_problem(&get(&client, &path).await, 503, "unavailable");
