@@ -59,14 +59,8 @@ impl EndsReader {
     /// Runs until nobody can ask any more.
     pub(crate) async fn run(mut self) {
         let mut waiting: Vec<Asker> = Vec::new();
-        let mut next = Instant::now();
         while self.askers.recv_many(&mut waiting, WAITING).await > 0 {
-            // A sleep that is over already takes a millisecond too.
-            if next > Instant::now() {
-                sleep_until(next).await;
-            }
-            next = Instant::now() + SPACING;
-            waiting.extend(std::iter::from_fn(|| self.askers.try_recv().ok()).take(WAITING));
+            let next = Instant::now() + SPACING;
             match self.read().await {
                 // An asker that lost patience is gone.
                 Ok(bounds) => waiting.drain(..).for_each(|asker| drop(asker.send(bounds.clone()))),
@@ -75,6 +69,7 @@ impl EndsReader {
                     waiting.clear();
                 }
             }
+            sleep_until(next).await;
         }
     }
 

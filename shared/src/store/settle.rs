@@ -179,7 +179,7 @@ pub(super) async fn settle(
 
 type Repeat<'a> = (usize, &'a StoreRow);
 
-/// The first row of each (client, id), sorted by id so that two writers lock in the same order, and the
+/// The first row of each (client, id), sorted by id so that repeats stand together, and the
 /// others with the index of their first, in log order where they share it.
 fn part_repeats(rows: Vec<&StoreRow>) -> (Vec<&StoreRow>, Vec<Repeat<'_>>) {
     let sort_key = |place, row: &StoreRow| (row.event.id.0.as_u128(), row.client, place);

@@ -167,8 +167,9 @@ impl Readers {
         self.run(None, move |reader| reader.topic(&topic)).await
     }
 
-    /// Runs a job on the reader that stands at the wanted place or any other, a question on one that asks. A job that fails at once
-    /// is run again for a while: a leader that just moved, or a topic just made, answers soon.
+    /// Runs a job on the reader that stands at the wanted place or any other, a question on one that asks.
+    /// A job that fails at once is run again for a while: a leader that just moved, or a topic just made,
+    /// answers soon.
     async fn run<T: Send + 'static>(
         &self,
         wanted: Option<&Position>,
