@@ -82,6 +82,18 @@ impl Batch {
         before - self.records.len()
     }
 
+    /// Without records, and with the room it has for them: made anew, each batch would outgrow its lists a dozen
+    /// times.
+    pub(crate) fn emptied(mut self) -> Self {
+        self.records.clear();
+        self.to_store.rows.clear();
+        self.to_store.dead.clear();
+        self.to_store.from.clear();
+        self.to_store.to.clear();
+        self.clients.clear();
+        Self { bytes: 0, ..self }
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.records.len()
     }

@@ -59,6 +59,8 @@ struct Standing {
 #[derive(Default)]
 struct Desk {
     batch: Batch,
+    /// An empty one, for when that one is handed to the writer.
+    spare: Batch,
     /// When the batch must be written, full or not.
     due: Option<Instant>,
     /// A batch of it is being written.
@@ -159,7 +161,8 @@ impl Reader {
             }
             let Some(desk) = self.desks.get_mut(number) else { continue };
             (desk.busy, desk.due) = (true, None);
-            let (batch, writer) = (std::mem::take(&mut desk.batch), self.writer.clone());
+            let next = std::mem::take(&mut desk.spare);
+            let (batch, writer) = (std::mem::replace(&mut desk.batch, next), self.writer.clone());
             self.writing.spawn(async move { (number, writer.write(batch).await) });
         }
     }
@@ -253,10 +256,8 @@ impl Reader {
             Stopped
         })?;
         let Finished { batch, written, took } = finished?;
-        if let Some(desk) = self.desks.get_mut(number) {
-            (desk.busy, desk.last_write) = (false, took);
-        }
         let ours = |place: &&Progress| self.standing.contains_key(&place.partition);
+        let mut fenced = Vec::new();
         match written {
             Written::Stored { .. } => {
                 self.metrics.pending.sub(whole(batch.len()));
@@ -264,7 +265,6 @@ impl Reader {
                     self.consumer.commit(end.partition, end.next);
                     self.anchors.entry(end.partition).or_insert(*end);
                 }
-                Ok(Vec::new())
             }
             Written::Fenced => {
                 self.metrics.fenced.inc();
@@ -272,9 +272,13 @@ impl Reader {
                 tracing::warn!(
                     "another consumer has stored these records: reading the places again"
                 );
-                Ok(batch.starts().iter().filter(ours).map(|place| place.partition).collect())
+                fenced.extend(batch.starts().iter().filter(ours).map(|place| place.partition));
             }
         }
+        if let Some(desk) = self.desks.get_mut(number) {
+            (desk.busy, desk.last_write, desk.spare) = (false, took, batch.emptied());
+        }
+        Ok(fenced)
     }
 
     /// Finds the place of each partition, for as long as it takes, and reads from there. What is being

@@ -10,9 +10,9 @@ use std::collections::{BTreeMap, VecDeque};
 use crate::log::{LogEvent, Offset, Partition, Record};
 
 /// The thread stops fetching at this many records waiting for the owner.
-const FULL_RECORDS: usize = 16_384;
+pub(super) const FULL_RECORDS: usize = 4_096;
 /// And at this many bytes.
-const FULL_BYTES: usize = 16 << 20;
+const FULL_BYTES: usize = 2 << 20;
 
 /// Where a partition is to be read from, under which generation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

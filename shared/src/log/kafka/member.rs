@@ -32,7 +32,7 @@ use super::client;
 use super::consumer::Shared;
 use super::inbox::Start;
 use super::rebalances::Rebalances;
-use super::record::Batch;
+use super::record::{Batch, Pieces};
 use super::statistics::{self, Told};
 use crate::log::{Offset, Partition};
 
@@ -42,9 +42,9 @@ const TURN_RECORDS: usize = 2_048;
 const TURN_BYTES: usize = 1 << 20;
 /// Values fetched ahead, kilobytes; when there are more, nothing is fetched. What librdkafka keeps for each record is
 /// not counted, and takes more than a small event.
-const QUEUE_KB: &str = "4096";
+const QUEUE_KB: &str = "2048";
 /// Of a partition in one answer of a broker, bytes: an answer has so much of each, whatever is queued.
-const FETCH_BYTES: &str = "262144";
+const FETCH_BYTES: &str = "131072";
 /// What comes so soon after records were handed on is gathered: a burst is a fetch for each few records of it, and
 /// each hand-over wakes the owner, and through it others. The first of a burst waits for nothing.
 const GATHER: Duration = Duration::from_millis(4);
@@ -99,6 +99,7 @@ pub(super) fn run(
         shared,
         topic,
         running: BTreeMap::new(),
+        pieces: Pieces::default(),
         fetching_paused: BTreeSet::new(),
         full_since: None,
         throttled: false,
@@ -152,6 +153,7 @@ struct Member {
     shared: Arc<Shared>,
     topic: String,
     running: BTreeMap<Partition, Running>,
+    pieces: Pieces,
     /// Partitions librdkafka was told to pause.
     fetching_paused: BTreeSet<Partition>,
     /// Since when the owner is behind.
@@ -278,7 +280,7 @@ impl Member {
         let generation = running.generation;
         let (_, batch) =
             batches.entry(message.partition()).or_insert_with(|| (generation, Batch::default()));
-        batch.push(message);
+        batch.push(message, &mut self.pieces);
     }
 
     fn hand_on(&mut self, batches: BTreeMap<Partition, (u64, Batch)>) {
@@ -287,7 +289,7 @@ impl Member {
         }
         let finished = batches.into_iter().map(|(partition, (generation, batch))| {
             let bytes = batch.held_bytes();
-            (partition, generation, batch.finish(partition), bytes)
+            (partition, generation, batch.finish(), bytes)
         });
         let finished: Vec<_> = finished.collect();
         let mut inbox = self.shared.inbox();

@@ -16,7 +16,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use super::KafkaConfig;
 use super::client::{self, Quiet, REQUEST_TIMEOUT, unavailable};
-use super::record::Batch;
+use super::record::{Batch, Pieces};
 use crate::log::{Bounds, LogError, Offset, Partition, ReadLimit, Record};
 
 /// Threads and clients that read, at most.
@@ -247,7 +247,7 @@ fn serve(settings: &ClientConfig, jobs: &mpsc::Receiver<Job>, idle: &Weak<Idle>)
         // The waiting job is dropped with its channel, which its caller sees as an answer.
         Err(error) => return tracing::warn!(%error, "a reader could not be made"),
     };
-    let mut reader = Reader { consumer, at: None };
+    let mut reader = Reader { consumer, at: None, pieces: Pieces::default() };
     loop {
         match jobs.recv_timeout(IDLE) {
             Ok(Job { work, permit, jobs }) => {
@@ -267,6 +267,7 @@ fn serve(settings: &ClientConfig, jobs: &mpsc::Receiver<Job>, idle: &Weak<Idle>)
 struct Reader {
     consumer: BaseConsumer<Quiet>,
     at: Option<Position>,
+    pieces: Pieces,
 }
 
 impl Reader {
@@ -323,7 +324,7 @@ impl Reader {
                     if message.partition() == at.partition && message.offset() >= at.next =>
                 {
                     at.next = message.offset() + 1;
-                    batch.push(&message);
+                    batch.push(&message, &mut self.pieces);
                 }
                 // A compressed batch is handed out whole, with what lies below the place.
                 Some(Ok(_)) => {}
@@ -344,8 +345,7 @@ impl Reader {
                 None => {}
             }
         }
-        let partition = self.at.as_ref().map_or(0, |at| at.partition);
-        Ok(batch.finish(partition))
+        Ok(batch.finish())
     }
 
     /// One question to all leaders: an offset for each partition, in order.

@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use super::read::delete_before;
 use super::*;
+use crate::log::kafka::inbox::FULL_RECORDS;
 
 #[tokio::test]
 async fn nothing_is_handed_out_before_a_seek_and_everything_after_it() {
@@ -200,5 +201,9 @@ async fn an_owner_that_never_calls_keeps_its_membership_and_a_bounded_queue() {
         }
     }
     let queued = queued.expect("the queue ran empty before all was read");
-    assert!((10_000..30_000).contains(&queued), "{queued} records had been queued");
+    // While they are taken more may come, but not all.
+    assert!(
+        (FULL_RECORDS..30_000).contains(&usize::try_from(queued).unwrap()),
+        "{queued} records had been queued"
+    );
 }
