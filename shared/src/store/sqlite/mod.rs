@@ -223,7 +223,7 @@ impl EventStore for SqliteStore {
 
     fn stretch(&self) -> Stretch {
         // Less than eight, and a batch that was large makes the next one small.
-        Stretch { times: 8, wait: Duration::from_secs(1), share: 8 }
+        Stretch { times: 16, wait: Duration::from_secs(1), share: 8 }
     }
 
     async fn maintain(&self, now_ms: i64) -> Result<Maintenance, StoreError> {
