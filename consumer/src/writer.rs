@@ -57,7 +57,7 @@ impl Writer {
             match self.write_once(&batch).await {
                 Ok(written) => {
                     let took = started.elapsed();
-                    self.readiness.note(Dependency::Store, Ok(()));
+                    self.readiness.note_work(Dependency::Store, Ok(()));
                     self.metrics.write_seconds.observe(took.as_secs_f64());
                     if let Written::Stored { new, duplicates, dead } = &written {
                         self.count(&batch, *new, *duplicates, dead);
@@ -66,7 +66,7 @@ impl Writer {
                 }
                 Err(error) if error.is_retryable() => {
                     self.metrics.retries.with_label_values(&["store"]).inc();
-                    self.readiness.note(Dependency::Store, Err(error.to_string()));
+                    self.readiness.note_work(Dependency::Store, Err(error.to_string()));
                     sleep(backoff.next_delay()).await;
                 }
                 Err(error) => {

@@ -52,7 +52,17 @@ struct Seen {
     started: bool,
     draining: bool,
     required: Vec<Dependency>,
-    seen: BTreeMap<Dependency, Result<(), String>>,
+    seen: BTreeMap<Dependency, Witnesses>,
+}
+
+/// What was last heard of a dependency, and from whom. It is down while anybody says so.
+type Witnesses = BTreeMap<Witness, Result<(), String>>;
+
+/// The most telling first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Witness {
+    Work,
+    Probe,
 }
 
 impl Readiness {
@@ -66,19 +76,31 @@ impl Readiness {
 
     /// Notes whether a dependency answered; logs when that changes.
     pub fn note(&self, dependency: Dependency, seen: Result<(), String>) {
-        self.up.with_label_values(&[dependency.as_str()]).set(i64::from(seen.is_ok()));
+        self.hear(dependency, Witness::Probe, seen);
+    }
+
+    /// Notes whether a dependency did what the service is there for. A database that is full or read-only answers
+    /// every probe: it is down until it takes the next rows.
+    pub fn note_work(&self, dependency: Dependency, done: Result<(), String>) {
+        self.hear(dependency, Witness::Work, done);
+    }
+
+    fn hear(&self, dependency: Dependency, witness: Witness, said: Result<(), String>) {
         let mut state = self.lock();
-        let before = state.seen.get(&dependency);
-        match (&seen, before) {
-            (Err(reason), None | Some(Ok(()))) => {
+        let witnesses = state.seen.entry(dependency).or_default();
+        let was_up = fault(witnesses).is_none();
+        witnesses.insert(witness, said);
+        let fault = fault(witnesses);
+        self.up.with_label_values(&[dependency.as_str()]).set(i64::from(fault.is_none()));
+        match fault {
+            Some(reason) if was_up => {
                 tracing::warn!(dependency = dependency.as_str(), %reason, "dependency down");
             }
-            (Ok(()), Some(Err(_))) => {
+            None if !was_up => {
                 tracing::info!(dependency = dependency.as_str(), "dependency up again");
             }
             _ => {}
         }
-        state.seen.insert(dependency, seen);
     }
 
     /// The service is built.
@@ -102,8 +124,8 @@ impl Readiness {
 
     fn report(&self) -> Report {
         let state = self.lock();
-        let checks = state.seen.iter().map(|(dependency, seen)| {
-            let status = seen.as_ref().err().map_or("up", String::as_str).to_owned();
+        let checks = state.seen.iter().map(|(dependency, witnesses)| {
+            let status = fault(witnesses).unwrap_or("up").to_owned();
             let required = state.required.contains(dependency);
             (dependency.as_str(), Check { status, required })
         });
@@ -116,6 +138,10 @@ impl Readiness {
         };
         Report { status, checks }
     }
+}
+
+fn fault(witnesses: &Witnesses) -> Option<&str> {
+    witnesses.values().find_map(|said| said.as_ref().err()).map(String::as_str)
 }
 
 /// Whether work may be sent here, and what was last heard of everything this service depends on.
@@ -160,7 +186,7 @@ struct Health {
 
 impl Seen {
     fn is_ready(&self) -> bool {
-        let up = |dependency| matches!(self.seen.get(dependency), None | Some(Ok(())));
+        let up = |dependency| self.seen.get(dependency).and_then(fault).is_none();
         self.started && !self.draining && self.required.iter().all(up)
     }
 }
@@ -265,4 +291,24 @@ pub fn operations() -> Vec<Operation> {
     .into_iter()
     .map(|operation| operation.tag("process"))
     .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_answers_and_does_not_work_is_down_until_it_works() {
+        let readiness = Readiness::new(&Registry::new(), &[Dependency::Store]);
+        readiness.started();
+        readiness.note(Dependency::Store, Ok(()));
+        readiness.note_work(Dependency::Store, Err("read-only".to_owned()));
+        readiness.note(Dependency::Store, Ok(()));
+        assert!(!readiness.is_ready());
+        assert_eq!(readiness.report().checks["store"].status, "read-only");
+        readiness.note_work(Dependency::Store, Ok(()));
+        assert!(readiness.is_ready());
+        readiness.note(Dependency::Store, Err("gone".to_owned()));
+        assert!(!readiness.is_ready());
+    }
 }

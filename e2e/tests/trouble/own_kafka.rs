@@ -1,14 +1,12 @@
 //! A Kafka of a test's own, to be hung and killed: one node, or three that keep three replicas.
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
-use std::process::Stdio;
-use std::time::Duration;
+use std::path::PathBuf;
 
 use futures_util::future::join_all;
-use pulsestream_shared::testing::wait_for;
-use tokio::process::Command;
 use tokio::sync::{Mutex, MutexGuard};
+
+use crate::own_services::{self, OwnServices, gone, signal, up};
 
 /// Its data live in a scratch folder; it ends with this value.
 pub(crate) struct OwnKafka {
@@ -16,7 +14,7 @@ pub(crate) struct OwnKafka {
     pub(crate) brokers: String,
     /// By their numbers, which begin at 1.
     pub(crate) nodes: Vec<Node>,
-    folder: tempfile::TempDir,
+    services: OwnServices,
     /// Given up last.
     _turn: Option<MutexGuard<'static, ()>>,
 }
@@ -45,13 +43,12 @@ impl OwnKafka {
     }
 
     async fn of(names: &[&'static str], turn: Option<MutexGuard<'static, ()>>) -> Self {
-        let folder = tempfile::tempdir().expect("a folder");
-        let printed = up(folder.path(), names).await;
-        let line = printed.lines().find_map(|line| line.strip_prefix("export KAFKA_BROKERS="));
-        let brokers = line.expect("an address").to_owned();
-        let node = |name| Node { name, root: folder.path().to_owned() };
+        let services = OwnServices::new();
+        let printed = up(services.root(), names).await;
+        let brokers = own_services::exported(&printed, "KAFKA_BROKERS");
+        let node = |name| Node { name, root: services.root().to_owned() };
         let nodes = names.iter().copied().map(node).collect();
-        Self { brokers, nodes, folder, _turn: turn }
+        Self { brokers, nodes, services, _turn: turn }
     }
 
     /// The node of that number.
@@ -72,25 +69,20 @@ impl OwnKafka {
     /// Starts every node again on its data and port; returns when they answer.
     pub(crate) async fn restart(&self) {
         let names: Vec<_> = self.nodes.iter().map(|node| node.name).collect();
-        up(self.folder.path(), &names).await;
+        up(self.services.root(), &names).await;
     }
 }
 
 impl Node {
     /// Sends it a signal by name.
     pub(crate) async fn signal(&self, name: &str) {
-        let (signal, pid) = (format!("-{name}"), self.pid());
-        let sent = Command::new("kill").args([signal, pid]).status().await;
-        assert!(sent.expect("kill runs").success());
+        signal(name, &[self.pid()]).await;
     }
 
-    /// `kill -9`; its data stay. Returns when it is gone: `scripts/services` takes a process that is still
-    /// being ended for one that runs, and would not start it again.
+    /// `kill -9`; its data stay. Returns when it is gone.
     pub(crate) async fn kill(&self) {
-        let folder = format!("/proc/{}/cwd", self.pid());
         self.signal("KILL").await;
-        let is_gone = async || std::fs::read_link(&folder).is_err();
-        wait_for("the end of a killed node", Duration::from_secs(30), is_gone).await;
+        gone(&self.pid()).await;
     }
 
     /// Starts it again on its data and port; returns when it answers.
@@ -132,25 +124,4 @@ impl Node {
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.root.join(self.name).join(name)
     }
-}
-
-impl Drop for OwnKafka {
-    fn drop(&mut self) {
-        let mut down = std::process::Command::new(script());
-        down.arg("down").env("PULSESTREAM_SERVICES_DIR", self.folder.path());
-        let _ended = down.stdout(Stdio::null()).status();
-    }
-}
-
-async fn up(folder: &Path, names: &[&str]) -> String {
-    let mut command = Command::new(script());
-    command.arg("up").args(names);
-    command.env("PULSESTREAM_SERVICES_DIR", folder).stderr(Stdio::inherit());
-    let output = command.output().await.expect("the script runs");
-    assert!(output.status.success(), "{names:?}: {}", output.status);
-    String::from_utf8(output.stdout).expect("text")
-}
-
-fn script() -> &'static str {
-    concat!(env!("CARGO_MANIFEST_DIR"), "/../scripts/services")
 }

@@ -144,6 +144,11 @@ async fn tables(config: &Config) -> Arc<dyn TestedStore> {
         sqlite::migrate(&path).await.expect("migrated");
         return Arc::new(SqliteStore::open(SqliteConfig::new(path)).await.expect("tables"));
     }
+    postgres_tables(url).await
+}
+
+/// The tables of a PostgreSQL.
+pub(crate) async fn postgres_tables(url: &str) -> Arc<dyn TestedStore> {
     let config = PostgresConfig { max_connections: 2, ..PostgresConfig::new(url) };
     Arc::new(PostgresStore::open(config).await.expect("tables"))
 }

@@ -51,6 +51,9 @@ static MIGRATOR: Migrator = sqlx::migrate!("../migrations/postgres");
 
 /// Oldest server that has what we use (`DETACH … CONCURRENTLY` is 14; older ones are not tested).
 const OLDEST_SERVER: i32 = 150_000;
+/// How long to look for the reason when there is no connection.
+const WHY_TIMEOUT: Duration = Duration::from_secs(2);
+const NO_ANSWER: &str = "the database did not answer in time";
 
 /// How to reach the database and how long to keep events.
 #[derive(Clone)]
@@ -185,7 +188,21 @@ impl PostgresStore {
     }
 
     async fn session(&self) -> Result<Session, StoreError> {
-        Ok(Session(Some(self.pool.acquire().await.map_err(store_error)?)))
+        match self.pool.acquire().await {
+            Ok(connection) => Ok(Session(Some(connection))),
+            Err(sqlx::Error::PoolTimedOut) => Err(self.why_no_connection().await),
+            Err(error) => Err(store_error(error)),
+        }
+    }
+
+    /// The pool keeps to itself what its attempts to connect met, so one more is made.
+    async fn why_no_connection(&self) -> StoreError {
+        let options = self.pool.connect_options();
+        match tokio::time::timeout(WHY_TIMEOUT, options.connect()).await {
+            Ok(Ok(_)) => transient("every connection of this process to the database is in use"),
+            Ok(Err(error)) => store_error(error),
+            Err(_) => transient(NO_ANSWER),
+        }
     }
 
     /// Runs a part of a call that talks to the database, within the time of a call.
@@ -203,7 +220,7 @@ impl PostgresStore {
     ) -> Result<T, Failure> {
         match tokio::time::timeout(self.config.call_timeout, work).await {
             Ok(outcome) => outcome,
-            Err(_) => Err(transient("the database did not answer in time").into()),
+            Err(_) => Err(transient(NO_ANSWER).into()),
         }
     }
 }
