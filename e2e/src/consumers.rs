@@ -56,6 +56,10 @@ pub struct Size {
     pub repeats: f64,
     /// Share of records that are no events.
     pub poison: f64,
+    /// How partitions are dealt anew: `log.rebalance_protocol`.
+    pub protocol: &'static str,
+    /// Each consumer keeps a name over its restarts: `log.group_instance_id`.
+    pub named: bool,
     /// Decides records and victims.
     pub seed: u64,
 }
@@ -139,11 +143,14 @@ pub async fn run(
     acts: &[(Duration, Act)],
     folder: &Path,
 ) -> Result<Outcome> {
-    let variables = [("PULSESTREAM__LOG__PARTITIONS".to_owned(), size.partitions.to_string())];
+    let variables = [
+        ("PULSESTREAM__LOG__PARTITIONS".to_owned(), size.partitions.to_string()),
+        ("PULSESTREAM__LOG__REBALANCE_PROTOCOL".to_owned(), size.protocol.to_owned()),
+    ];
     let home = Home::new(Engines::Servers, variables.into()).await;
     home.make_key("tenant").await;
     let site = Site::open(&home).await?;
-    let mut crew = Crew::new(&home, folder, size.seed);
+    let mut crew = Crew::new(&home, folder, size);
     for _ in 0..size.consumers {
         crew.act(Act::Start, Instant::now()).await;
     }
@@ -188,6 +195,7 @@ pub async fn run(
 struct Crew<'a> {
     home: &'a Home,
     folder: &'a Path,
+    named: bool,
     chance: StdRng,
     processes: Vec<Process>,
     started: usize,
@@ -196,20 +204,23 @@ struct Crew<'a> {
 }
 
 impl<'a> Crew<'a> {
-    fn new(home: &'a Home, folder: &'a Path, seed: u64) -> Self {
-        let chance = StdRng::seed_from_u64(seed ^ 1);
-        let (processes, acts) = (Vec::new(), Vec::new());
-        Self { home, folder, chance, processes, started: 0, acts, unclean_ends: 0 }
+    fn new(home: &'a Home, folder: &'a Path, size: &Size) -> Self {
+        let chance = StdRng::seed_from_u64(size.seed ^ 1);
+        let (processes, acts, named) = (Vec::new(), Vec::new(), size.named);
+        Self { home, folder, named, chance, processes, started: 0, acts, unclean_ends: 0 }
     }
 
     async fn act(&mut self, act: Act, begin: Instant) {
         self.acts.push(format!("{act:?} at {:.2} s", begin.elapsed().as_secs_f64()));
         if act == Act::Start {
             self.started += 1;
-            let output = Some(self.folder.join(format!("consumer-{}", self.started)));
-            let port = free_port();
-            let process = Process::start_at(port, "consumer", &self.home.variables, output).await;
-            self.processes.push(process);
+            let name = format!("consumer-{}", self.started);
+            let (port, output) = (free_port(), Some(self.folder.join(&name)));
+            let mut variables = self.home.variables.clone();
+            if self.named {
+                variables.insert("PULSESTREAM__LOG__GROUP_INSTANCE_ID".to_owned(), name);
+            }
+            self.processes.push(Process::start_at(port, "consumer", &variables, output).await);
             return;
         }
         let victim = self.chance.random_range(0..self.processes.len());

@@ -52,6 +52,8 @@ async fn main() -> Result<ExitCode> {
         consumers: arguments.consumers,
         repeats: 0.02,
         poison: 0.0005,
+        protocol: "eager",
+        named: false,
         seed,
     };
     let mut chance = StdRng::seed_from_u64(seed);

@@ -14,6 +14,8 @@ fn size() -> Size {
         consumers: 1,
         repeats: 0.05,
         poison: 0.002,
+        protocol: "eager",
+        named: false,
         seed: rand::random(),
     }
 }
@@ -39,9 +41,18 @@ async fn consumers_killed_at_random_points_lose_and_double_nothing() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_group_that_grows_to_four_and_shrinks_to_two_stores_all_and_idles_nowhere() {
+    grows_to_four_and_shrinks_to_two(&size()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cooperative_group_that_grows_to_four_and_shrinks_to_two_does_so_too() {
+    grows_to_four_and_shrinks_to_two(&Size { protocol: "cooperative", ..size() }).await;
+}
+
+async fn grows_to_four_and_shrinks_to_two(size: &Size) {
     let grow = [(2.0, Act::Start), (3.0, Act::Start), (4.0, Act::Start)];
     let shrink = [(9.0, Act::Stop), (11.0, Act::Stop)];
-    let outcome = outcome(&size(), 15, &[&grow[..], &shrink].concat()).await;
+    let outcome = outcome(size, 15, &[&grow[..], &shrink].concat()).await;
     assert!(outcome.longest_idle_s < 5.0, "{outcome:?}");
 }
 
@@ -51,4 +62,12 @@ async fn what_a_killed_consumer_had_goes_on_within_ten_seconds() {
     let outcome = outcome(&size, 15, &[(3.0, Act::Kill)]).await;
     // It takes the group its session timeout, six seconds, to miss a member.
     assert!((3.0..10.0).contains(&outcome.longest_idle_s), "{outcome:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_named_consumer_had_goes_on_as_soon_as_it_is_back() {
+    let size = Size { consumers: 2, protocol: "cooperative", named: true, ..size() };
+    let outcome = outcome(&size, 12, &[(3.0, Act::Restart), (7.0, Act::Restart)]).await;
+    // Nobody waits until it is missed.
+    assert!(outcome.longest_idle_s < 5.0, "{outcome:?}");
 }

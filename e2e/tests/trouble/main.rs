@@ -26,6 +26,7 @@ mod own_postgres;
 mod own_redis;
 mod own_services;
 mod poison;
+mod protocols;
 mod resumed;
 mod rolling;
 mod support;

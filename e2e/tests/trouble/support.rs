@@ -261,6 +261,9 @@ pub(crate) fn kafka_config(config: &Config) -> KafkaConfig {
         partitions: config.log.partitions,
         replication: config.log.replication,
         retention: config.log.retention,
+        rebalance_protocol: config.log.rebalance_protocol,
+        group_instance_id: config.log.group_instance_id.clone(),
+        session_timeout: config.log.session_timeout,
     }
 }
 

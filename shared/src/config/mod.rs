@@ -11,6 +11,7 @@ use serde::Deserialize;
 use url::Url;
 use validator::Validate;
 
+use crate::log::kafka::RebalanceProtocol;
 use crate::traces::Collector;
 
 mod layers;
@@ -112,6 +113,11 @@ section!(Log {
     message_timeout: Duration,
     #[serde(with = "span")]
     linger: Duration,
+    rebalance_protocol: RebalanceProtocol,
+    #[validate(length(max = 200, message = "is at most 200 characters"))]
+    group_instance_id: String,
+    #[serde(with = "span")]
+    session_timeout: Duration,
 });
 
 section!(Store {
@@ -346,6 +352,11 @@ impl Config {
             "must be at least 10ms: each report is a script on the Redis for each limited key",
         );
         require(log.retention >= 7 * DAY, "log.retention", "must be at least 7d");
+        require(
+            (6 * SECOND..=300 * SECOND).contains(&log.session_timeout),
+            "log.session_timeout",
+            "must be between 6s, the least a broker allows by default, and 5m",
+        );
         require(
             ingest.max_event_age <= DAY * self.store.retention_days.saturating_sub(2),
             "ingest.max_event_age",

@@ -59,21 +59,31 @@ const RANGE_TIMEOUT: Duration = Duration::from_secs(2);
 /// When to ask again if there was no answer.
 const RANGE_RETRY: Duration = Duration::from_millis(500);
 
-/// Settings of a member. A member that dies is noticed after six seconds, the least a broker allows by
-/// default.
+/// Heartbeats within the time after which a silent member is missed.
+const HEARTBEATS: u32 = 3;
+
+/// Settings of a member.
 pub(super) fn settings(config: &KafkaConfig, group: &str) -> ClientConfig {
+    let strategy = match config.rebalance_protocol {
+        super::RebalanceProtocol::Eager => "range",
+        super::RebalanceProtocol::Cooperative => "cooperative-sticky",
+    };
+    let millis = |time: Duration| time.as_millis().to_string();
     let mut settings = client::fetching(config);
     settings
         .set("group.id", format!("{}{group}", config.namespace))
-        .set("partition.assignment.strategy", "range")
-        .set("session.timeout.ms", "6000")
-        .set("heartbeat.interval.ms", "2000")
+        .set("partition.assignment.strategy", strategy)
+        .set("session.timeout.ms", millis(config.session_timeout))
+        .set("heartbeat.interval.ms", millis(config.session_timeout / HEARTBEATS))
         .set("fetch.min.bytes", "1")
         .set("fetch.wait.max.ms", "50")
         .set("queued.min.messages", "20000")
         .set("queued.max.messages.kbytes", QUEUE_KB)
         .set("fetch.message.max.bytes", FETCH_BYTES)
         .set("statistics.interval.ms", statistics::INTERVAL_MS);
+    if !config.group_instance_id.is_empty() {
+        settings.set("group.instance.id", &config.group_instance_id);
+    }
     settings
 }
 
@@ -106,6 +116,7 @@ pub(super) fn run(
         handed_on_at: Instant::now(),
         committed_at: Instant::now(),
         check_range_at: None,
+        outside: false,
         fatal: false,
     };
     member.serve();
@@ -165,6 +176,8 @@ struct Member {
     committed_at: Instant,
     /// When to find out which place is out of range.
     check_range_at: Option<Instant>,
+    /// It was said that the group does not let us in.
+    outside: bool,
     fatal: bool,
 }
 
@@ -305,7 +318,15 @@ impl Member {
         match (error, client::code(error)) {
             (KafkaError::MessageConsumptionFatal(_), _) => {
                 self.fatal = true;
-                self.shared.inbox().failed = Some(format!("the consumer cannot go on: {error}"));
+                self.shared.inbox().failed = Some(self.why_fatal(error));
+            }
+            (_, Some(RDKafkaErrorCode::InconsistentGroupProtocol)) => {
+                if !std::mem::replace(&mut self.outside, true) {
+                    tracing::warn!(
+                        "the group's members have another log.rebalance_protocol: \
+                         waiting until the last of them is gone"
+                    );
+                }
             }
             (
                 _,
@@ -318,6 +339,16 @@ impl Member {
                 self.check_range_at.get_or_insert_with(Instant::now);
             }
             _ => tracing::debug!(%error, "the consumer met an error it gets over by itself"),
+        }
+    }
+
+    fn why_fatal(&self, error: &KafkaError) -> String {
+        match self.consumer.client().fatal_error() {
+            Some((RDKafkaErrorCode::FencedInstanceId, _)) => {
+                "another process has the same log.group_instance_id".to_owned()
+            }
+            Some((_, reason)) => format!("the consumer cannot go on: {reason}"),
+            None => format!("the consumer cannot go on: {error}"),
         }
     }
 

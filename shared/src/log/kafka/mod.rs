@@ -20,6 +20,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use serde::Deserialize;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
@@ -68,6 +69,22 @@ pub struct KafkaConfig {
     pub replication: i32,
     /// How long [`migrate`] lets [`Topic::Raw`] keep a record.
     pub retention: Duration,
+    /// How a group's partitions are dealt anew. One for all members of a group.
+    pub rebalance_protocol: RebalanceProtocol,
+    /// The name that a process keeps over its restarts, in every group it is a member of; empty: none.
+    pub group_instance_id: String,
+    /// How long a member may be silent before its partitions go to others.
+    pub session_timeout: Duration,
+}
+
+/// Who stops when the members of a group change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RebalanceProtocol {
+    /// Everybody gives everything back, and is dealt a contiguous range of partitions.
+    Eager,
+    /// Who has too many gives the surplus back, and keeps the rest without a pause.
+    Cooperative,
 }
 
 /// The names of a pipeline's topics, with its namespace.

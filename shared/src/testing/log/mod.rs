@@ -82,6 +82,28 @@ macro_rules! log_conformance {
             reading_starts_at_the_place_and_ends_at_the_limit
             reading_on_from_the_last_record_gives_each_record_once
             a_time_is_located_at_the_first_record_logged_then_or_later
+            records_and_offsets_survive_a_reopen
+            the_identity_is_stable_over_a_reopen
+            renewing_changes_the_epoch_once_for_two_that_saw_the_same
+            a_renewed_identity_survives_a_reopen
+        }
+        $crate::group_conformance!($fixture);
+    };
+    (@rules $fixture:path: $($rule:ident)+) => {
+        $(
+            #[tokio::test(flavor = "multi_thread")]
+            async fn $rule() {
+                $crate::testing::log::$rule($fixture().await).await;
+            }
+        )+
+    };
+}
+
+/// The rules of groups and their members alone, for an engine that has more than one kind of them.
+#[macro_export]
+macro_rules! group_conformance {
+    ($fixture:path) => {
+        $crate::log_conformance! { @rules $fixture:
             nothing_of_a_partition_comes_before_its_seek
             records_are_consumed_as_they_were_appended
             consuming_goes_on_while_appending_goes_on
@@ -95,19 +117,7 @@ macro_rules! log_conformance {
             two_members_split_the_partitions_and_each_record_comes_once
             a_member_that_joins_takes_over_without_repeats_after_revoked
             the_others_get_everything_when_a_member_is_dropped
-            records_and_offsets_survive_a_reopen
-            the_identity_is_stable_over_a_reopen
-            renewing_changes_the_epoch_once_for_two_that_saw_the_same
-            a_renewed_identity_survives_a_reopen
         }
-    };
-    (@rules $fixture:path: $($rule:ident)+) => {
-        $(
-            #[tokio::test(flavor = "multi_thread")]
-            async fn $rule() {
-                $crate::testing::log::$rule($fixture().await).await;
-            }
-        )+
     };
 }
 

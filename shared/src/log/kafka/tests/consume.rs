@@ -6,9 +6,23 @@ use super::read::delete_before;
 use super::*;
 use crate::log::kafka::inbox::FULL_RECORDS;
 
-#[tokio::test]
-async fn nothing_is_handed_out_before_a_seek_and_everything_after_it() {
-    let log = log(2).await;
+under_both_protocols!(
+    nothing_is_handed_out_before_a_seek_and_everything_after_it,
+    a_record_appended_while_waiting_arrives_within_milliseconds,
+    a_seek_backwards_repeats_and_a_seek_forwards_skips_what_was_fetched,
+    two_members_share_the_partitions_and_nothing_comes_after_a_farewell,
+    a_paused_partition_is_silent_and_goes_on_where_it_was,
+    a_commit_outlives_its_member,
+    a_place_outside_the_log_is_told_and_delivery_waits_for_a_seek,
+    an_owner_that_never_calls_keeps_its_membership_and_a_bounded_queue,
+);
+
+async fn log_under(rebalance_protocol: RebalanceProtocol, partitions: u32) -> KafkaLog {
+    made(KafkaConfig { rebalance_protocol, ..config(partitions) }).await
+}
+
+async fn nothing_is_handed_out_before_a_seek_and_everything_after_it(protocol: RebalanceProtocol) {
+    let log = log_under(protocol, 2).await;
     fill(&log, 0, 10).await;
     let mut member = log.consume(GROUP).await.unwrap();
     assert_eq!(assigned(&mut *member).await, [0, 1]);
@@ -25,9 +39,8 @@ async fn nothing_is_handed_out_before_a_seek_and_everything_after_it() {
     assert_eq!((read[0].partition, read[0].offset), (1, 0));
 }
 
-#[tokio::test]
-async fn a_record_appended_while_waiting_arrives_within_milliseconds() {
-    let log = log(12).await;
+async fn a_record_appended_while_waiting_arrives_within_milliseconds(protocol: RebalanceProtocol) {
+    let log = log_under(protocol, 12).await;
     let mut member = log.consume(GROUP).await.unwrap();
     for partition in assigned(&mut *member).await {
         member.seek(partition, 0);
@@ -45,9 +58,10 @@ async fn a_record_appended_while_waiting_arrives_within_milliseconds() {
     assert!(times[10] < Duration::from_millis(100), "{times:?}");
 }
 
-#[tokio::test]
-async fn a_seek_backwards_repeats_and_a_seek_forwards_skips_what_was_fetched() {
-    let log = log(1).await;
+async fn a_seek_backwards_repeats_and_a_seek_forwards_skips_what_was_fetched(
+    protocol: RebalanceProtocol,
+) {
+    let log = log_under(protocol, 1).await;
     fill(&log, 0, 1_000).await;
     let mut member = log.consume(GROUP).await.unwrap();
     assigned(&mut *member).await;
@@ -66,9 +80,10 @@ async fn a_seek_backwards_repeats_and_a_seek_forwards_skips_what_was_fetched() {
     assert_eq!(offsets(&records(&mut *member, 2).await), [998, 999]);
 }
 
-#[tokio::test]
-async fn two_members_share_the_partitions_and_nothing_comes_after_a_farewell() {
-    let log = log(4).await;
+async fn two_members_share_the_partitions_and_nothing_comes_after_a_farewell(
+    protocol: RebalanceProtocol,
+) {
+    let log = log_under(protocol, 4).await;
     let mut first = log.consume(GROUP).await.unwrap();
     let mut own = assigned(&mut *first).await;
     assert_eq!(own, [0, 1, 2, 3]);
@@ -82,31 +97,49 @@ async fn two_members_share_the_partitions_and_nothing_comes_after_a_farewell() {
         log.append(Topic::Raw, (0..4).map(|p| record(p, "x")).collect()).await;
         for (member, owned) in [(&mut first, &mut own), (&mut second, &mut theirs)] {
             let event = tokio::time::timeout(Duration::from_millis(50), member.next()).await;
-            match event.map(Result::unwrap) {
-                Ok(LogEvent::Assigned(partitions)) => {
-                    partitions.iter().for_each(|&partition| member.seek(partition, 0));
-                    owned.extend(partitions);
-                }
-                Ok(LogEvent::Revoked(gone)) => owned.retain(|p| !gone.contains(p)),
-                Ok(LogEvent::Records(partition, _)) => assert!(owned.contains(&partition)),
-                Ok(other) => panic!("{other:?}"),
-                Err(_) => {}
+            let Ok(event) = event.map(Result::unwrap) else { continue };
+            if follow(owned, &event) {
+                owned.iter().for_each(|&partition| member.seek(partition, 0));
+            } else {
+                let LogEvent::Records(partition, _) = event else { panic!("{event:?}") };
+                assert!(owned.contains(&partition));
             }
         }
     }
-    let mut all = [own, theirs].concat();
+    let mut all = [own.clone(), theirs].concat();
     all.sort_unstable();
     assert_eq!(all, [0, 1, 2, 3]);
     // The one that goes leaves at once, not after its session times out.
     drop(second);
     let left = Instant::now();
-    while !matches!(next(&mut *first).await, LogEvent::Assigned(all) if all.len() == 4) {}
+    while own.len() < 4 {
+        follow(&mut own, &next(&mut *first).await);
+    }
     assert!(left.elapsed() < Duration::from_secs(5), "{:?}", left.elapsed());
 }
 
 #[tokio::test]
-async fn a_paused_partition_is_silent_and_goes_on_where_it_was() {
-    let log = log(2).await;
+async fn a_cooperative_member_gives_back_what_another_gets_and_goes_on_with_the_rest() {
+    let log = log_under(RebalanceProtocol::Cooperative, 4).await;
+    let mut first = log.consume(GROUP).await.unwrap();
+    let mut own = assigned(&mut *first).await;
+    own.iter().for_each(|&partition| first.seek(partition, 0));
+    fill(&log, 0, 1).await;
+    records(&mut *first, 1).await;
+    let mut second = log.consume(GROUP).await.unwrap();
+    let event = next(&mut *first).await;
+    assert!(matches!(&event, LogEvent::Revoked(gone) if gone.len() == 2), "{event:?}");
+    follow(&mut own, &event);
+    let theirs = assigned(&mut *second).await;
+    assert_eq!(theirs.len(), 2);
+    // Nobody had to give it a place again.
+    fill(&log, theirs[0], 1).await;
+    fill(&log, own[0], 1).await;
+    assert_eq!(records(&mut *first, 1).await[0].partition, own[0]);
+}
+
+async fn a_paused_partition_is_silent_and_goes_on_where_it_was(protocol: RebalanceProtocol) {
+    let log = log_under(protocol, 2).await;
     let mut member = log.consume(GROUP).await.unwrap();
     for partition in assigned(&mut *member).await {
         member.seek(partition, 0);
@@ -123,9 +156,8 @@ async fn a_paused_partition_is_silent_and_goes_on_where_it_was() {
     assert_eq!(offsets(&records(&mut *member, 5).await), [5, 6, 7, 8, 9]);
 }
 
-#[tokio::test]
-async fn a_commit_outlives_its_member() {
-    let log = log(2).await;
+async fn a_commit_outlives_its_member(protocol: RebalanceProtocol) {
+    let log = log_under(protocol, 2).await;
     fill(&log, 0, 10).await;
     let mut member = log.consume(GROUP).await.unwrap();
     assigned(&mut *member).await;
@@ -147,9 +179,10 @@ async fn a_commit_outlives_its_member() {
     .await;
 }
 
-#[tokio::test]
-async fn a_place_outside_the_log_is_told_and_delivery_waits_for_a_seek() {
-    let log = log(2).await;
+async fn a_place_outside_the_log_is_told_and_delivery_waits_for_a_seek(
+    protocol: RebalanceProtocol,
+) {
+    let log = log_under(protocol, 2).await;
     fill(&log, 0, 10).await;
     fill(&log, 1, 10).await;
     delete_before(&log, 0, 5).await;
@@ -168,9 +201,10 @@ async fn a_place_outside_the_log_is_told_and_delivery_waits_for_a_seek() {
     assert_eq!(offsets(&records(&mut *member, 5).await), [5, 6, 7, 8, 9]);
 }
 
-#[tokio::test]
-async fn an_owner_that_never_calls_keeps_its_membership_and_a_bounded_queue() {
-    let log = log(1).await;
+async fn an_owner_that_never_calls_keeps_its_membership_and_a_bounded_queue(
+    protocol: RebalanceProtocol,
+) {
+    let log = log_under(protocol, 1).await;
     let batch = |from: usize| (from..from + 1_000).map(|n| record(0, n.to_string())).collect();
     for from in (0..60_000).step_by(1_000) {
         for result in log.append(Topic::Raw, batch(from)).await {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::{ClientMetrics, KafkaConfig, KafkaLog, migrate};
+use super::{ClientMetrics, KafkaConfig, KafkaLog, RebalanceProtocol, migrate};
 use crate::log::{
     EventLog as _, Headers, LogConsumer, LogEvent, NewRecord, Offset, Partition, Record, Topic,
 };
@@ -14,6 +14,7 @@ mod append;
 mod consume;
 mod identity;
 mod read;
+mod static_members;
 mod statistics;
 mod suite;
 
@@ -30,15 +31,44 @@ fn config(partitions: u32) -> KafkaConfig {
         partitions,
         replication: 1,
         retention: Duration::from_secs(7 * 24 * 3600),
+        rebalance_protocol: RebalanceProtocol::Eager,
+        group_instance_id: String::new(),
+        session_timeout: Duration::from_secs(6),
     }
 }
 
 /// A new log of so many partitions.
 async fn log(partitions: u32) -> KafkaLog {
-    let config = config(partitions);
-    migrate(&config).await.unwrap();
-    KafkaLog::open(config, ClientMetrics::unseen()).await.unwrap()
+    made(config(partitions)).await
 }
+
+async fn made(config: KafkaConfig) -> KafkaLog {
+    migrate(&config).await.unwrap();
+    open(&config).await
+}
+
+async fn open(config: &KafkaConfig) -> KafkaLog {
+    KafkaLog::open(config.clone(), ClientMetrics::unseen()).await.unwrap()
+}
+
+/// Makes a test of each rule under both ways of dealing partitions anew.
+macro_rules! under_both_protocols {
+    ($($rule:ident),* $(,)?) => {
+        mod eager {
+            $(#[tokio::test]
+            async fn $rule() {
+                super::$rule(super::RebalanceProtocol::Eager).await;
+            })*
+        }
+        mod cooperative {
+            $(#[tokio::test]
+            async fn $rule() {
+                super::$rule(super::RebalanceProtocol::Cooperative).await;
+            })*
+        }
+    };
+}
+use under_both_protocols;
 
 fn record(partition: Partition, value: impl Into<String>) -> NewRecord {
     NewRecord {
@@ -62,12 +92,25 @@ async fn next(consumer: &mut dyn LogConsumer) -> LogEvent {
     tokio::time::timeout(PATIENCE, consumer.next()).await.expect("an event").unwrap()
 }
 
-/// Waits for the first assignment.
+/// Waits for the first assignment; in order.
 async fn assigned(consumer: &mut dyn LogConsumer) -> Vec<Partition> {
     match next(consumer).await {
-        LogEvent::Assigned(partitions) => partitions,
+        LogEvent::Assigned(mut partitions) => {
+            partitions.sort_unstable();
+            partitions
+        }
         other => panic!("{other:?} came before an assignment"),
     }
+}
+
+/// Keeps account of a member's partitions; true when the event was about them.
+fn follow(owned: &mut Vec<Partition>, event: &LogEvent) -> bool {
+    match event {
+        LogEvent::Assigned(partitions) => owned.extend(partitions),
+        LogEvent::Revoked(gone) => owned.retain(|partition| !gone.contains(partition)),
+        LogEvent::Records(..) | LogEvent::OutOfRange(_) => return false,
+    }
+    true
 }
 
 /// Collects records, whatever their partition, until there are `count`.

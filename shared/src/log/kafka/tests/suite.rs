@@ -2,15 +2,26 @@
 
 use std::sync::Arc;
 
-use super::{ClientMetrics, KafkaConfig, KafkaLog, PATIENCE, config, migrate};
+use super::{KafkaConfig, KafkaLog, PATIENCE, RebalanceProtocol, config, made, open};
 use crate::testing::log::{Fixture, PARTITIONS};
 
 crate::log_conformance!(fixture);
 
+mod cooperative {
+    crate::group_conformance!(super::cooperative_fixture);
+}
+
 async fn fixture() -> Fixture {
-    let config = config(PARTITIONS);
-    migrate(&config).await.unwrap();
-    let log = KafkaLog::open(config.clone(), ClientMetrics::unseen()).await.unwrap();
+    fixture_under(RebalanceProtocol::Eager).await
+}
+
+async fn cooperative_fixture() -> Fixture {
+    fixture_under(RebalanceProtocol::Cooperative).await
+}
+
+async fn fixture_under(rebalance_protocol: RebalanceProtocol) -> Fixture {
+    let config = KafkaConfig { rebalance_protocol, ..config(PARTITIONS) };
+    let log = made(config.clone()).await;
     fixture_of(config, log)
 }
 
@@ -23,7 +34,7 @@ fn fixture_of(config: KafkaConfig, log: KafkaLog) -> Fixture {
         reopen: Box::new(|| {
             Box::pin(async move {
                 assert!(closing.close(PATIENCE).await, "members left the group");
-                let log = KafkaLog::open(config.clone(), ClientMetrics::unseen()).await.unwrap();
+                let log = open(&config).await;
                 fixture_of(config, log)
             })
         }),
