@@ -7,6 +7,9 @@
 //! | cache, bus | `cache.redis_url`: Redis | within the process |
 
 mod attached;
+#[cfg(test)]
+mod crashes;
+mod recovery;
 mod upkeep;
 
 pub use attached::AttachedLog;
@@ -149,6 +152,9 @@ impl Engine {
         }
         let (kind, partitions) = open_log(config, readiness, registry).await?;
         let stores = waiting(Dependency::Store, readiness.clone(), || open_stores(config)).await?;
+        if let LogKind::Embedded(log) = &kind {
+            recovery::tell(log, stores.events.as_ref()).await;
+        }
         let cache: Arc<dyn Cache> = match &kind {
             LogKind::Embedded(log) if !is_redis(config) => {
                 Arc::new(EmbeddedCache::new(log, EmbeddedCacheBounds::default()))

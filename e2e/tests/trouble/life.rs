@@ -154,3 +154,32 @@ async fn completions_are_printed() {
     assert_eq!(script.code, Some(0));
     assert!(script.stdout.contains("complete -F _pulsestream"), "{script:?}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_after_a_kill_tells_what_it_found_and_one_after_a_clean_end_does_not() {
+    let site = Site::new(Engines::Embedded).await;
+    let output = tempfile::tempdir().expect("a folder");
+    let mut process = Process::start_logged("up", &site.home.variables, output.path()).await;
+    process.ready().await;
+    let client = Client::new(&process.url, &site.key);
+    for value in [1.0, 2.0, 3.0] {
+        client.accept(Uuid::new_v4(), value).await;
+    }
+    process.kill().await;
+    process.restart().await;
+    process.ready().await;
+    let told = |process: &Process| {
+        let said = process.stderr();
+        said.lines()
+            .filter(|line| line.contains("did not end cleanly"))
+            .map(str::to_owned)
+            .collect()
+    };
+    let lines: Vec<String> = told(&process);
+    assert!(lines.len() == 1 && lines[0].contains("\"records\":3"), "{lines:?}");
+    assert_eq!(process.terminate().await, Some(0));
+    process.restart().await;
+    process.ready().await;
+    assert_eq!(told(&process), lines);
+    site.remove().await;
+}

@@ -9,7 +9,9 @@ use super::{Engine, LogKind};
 use crate::admin::{Dependency, Readiness};
 use crate::clock;
 use crate::log::embedded::EmbeddedLog;
-use crate::log::{EventLog as _, Identity, LogError, LogIdentity, STORE_GROUP, Topic};
+use crate::log::{
+    Bounds, EventLog as _, Identity, LogError, LogIdentity, Offset, STORE_GROUP, Topic,
+};
 use crate::service::{Context, PROBE_INTERVAL};
 use crate::store::{EventStore, KeyHash};
 
@@ -111,23 +113,28 @@ fn lasts(since: &mut Option<Instant>, another: bool, now: Instant) -> bool {
 
 /// Removes from the embedded log what is old and stored.
 async fn retain(log: &EmbeddedLog, store: &dyn EventStore) -> Result<(), String> {
-    let epoch = log.identity().await.map_err(|error| error.to_string())?.epoch;
-    let mut floor: Vec<_> = log
-        .bounds(Topic::Raw)
-        .await
-        .map_err(|error| error.to_string())?
-        .iter()
-        .map(|b| b.first)
-        .collect();
-    for progress in store.progress(STORE_GROUP).await.map_err(|error| error.to_string())? {
-        let place = usize::try_from(progress.partition).ok().and_then(|p| floor.get_mut(p));
-        if let Some(place) = place.filter(|_| progress.epoch == epoch) {
-            *place = progress.next;
-        }
-    }
+    let floor: Vec<_> =
+        stored_places(log, store).await?.into_iter().map(|(_, place)| place).collect();
     let removed = log.retain(clock::unix_ms(), &floor).await.map_err(|error| error.to_string())?;
     tracing::debug!(removed, "log retention");
     Ok(())
+}
+
+/// The bounds of each partition, and the place from which the store has yet to take it.
+pub(super) async fn stored_places(
+    log: &EmbeddedLog,
+    store: &dyn EventStore,
+) -> Result<Vec<(Bounds, Offset)>, String> {
+    let epoch = log.identity().await.map_err(|error| error.to_string())?.epoch;
+    let bounds = log.bounds(Topic::Raw).await.map_err(|error| error.to_string())?;
+    let mut places: Vec<_> = bounds.into_iter().map(|bounds| (bounds, bounds.first)).collect();
+    for progress in store.progress(STORE_GROUP).await.map_err(|error| error.to_string())? {
+        let place = usize::try_from(progress.partition).ok().and_then(|p| places.get_mut(p));
+        if let Some((_, place)) = place.filter(|_| progress.epoch == epoch) {
+            *place = progress.next;
+        }
+    }
+    Ok(places)
 }
 
 #[cfg(test)]

@@ -3,7 +3,8 @@
 
 use std::path::Path;
 
-use sqlx::Connection as _;
+use sqlx::sqlite::SqliteConnectOptions;
+use sqlx::{ConnectOptions as _, Connection as _};
 
 use super::file::topic_number;
 use super::{file, log_error};
@@ -24,4 +25,27 @@ pub async fn empty_raw(dir: &Path) -> Result<(), LogError> {
     }
     both.commit().await.map_err(log_error)?;
     connection.close().await.map_err(log_error)
+}
+
+/// Writes the pages in an SQLite file's write-ahead log into the file, while others have it open.
+///
+/// # Panics
+/// When it cannot be done at once.
+pub async fn checkpoint(path: &Path) {
+    run_checkpoint(path, "PRAGMA wal_checkpoint(PASSIVE)").await;
+}
+
+/// The same, and makes the write-ahead log begin anew.
+///
+/// # Panics
+/// When it cannot be done at once.
+pub async fn empty_wal(path: &Path) {
+    run_checkpoint(path, "PRAGMA wal_checkpoint(TRUNCATE)").await;
+}
+
+async fn run_checkpoint(path: &Path, pragma: &'static str) {
+    let mut connection = SqliteConnectOptions::new().filename(path).connect().await.expect("open");
+    let busy: i64 = sqlx::query_scalar(pragma).fetch_one(&mut connection).await.expect("run");
+    assert_eq!(busy, 0, "somebody reads or writes");
+    connection.close().await.expect("closed");
 }

@@ -70,6 +70,11 @@ fn path(dir: &Path) -> PathBuf {
     dir.join("log.db")
 }
 
+/// Bytes that a pipeline which did not close the file left to be recovered.
+pub(super) fn left_bytes(dir: &Path) -> u64 {
+    std::fs::metadata(dir.join("log.db-wal")).map_or(0, |file| file.len())
+}
+
 fn options(dir: &Path) -> SqliteConnectOptions {
     SqliteConnectOptions::new()
         .filename(path(dir))

@@ -35,7 +35,7 @@ use super::{
 use crate::clock::unix_ms;
 
 mod coordinator;
-#[cfg(feature = "testing")]
+#[cfg(any(test, feature = "testing"))]
 pub mod damage;
 mod delivery;
 pub(crate) mod fault;
@@ -104,6 +104,7 @@ pub struct EmbeddedLog {
     retention: Duration,
     append_timeout: Duration,
     owner: bool,
+    left_bytes: u64,
 }
 
 impl EmbeddedLog {
@@ -118,6 +119,7 @@ impl EmbeddedLog {
             return Err(LogError::Unusable("a log has at least one partition".to_owned()));
         }
         let lock = folder::own(&config.dir)?;
+        let left_bytes = file::left_bytes(&config.dir);
         let mut connection = file::open(&config.dir, config.partitions).await?;
         let unusable = |error| LogError::Unusable(Fault::of(&error).sentence());
         let outcomes = Outcomes::load(&mut connection, unix_ms()).await.map_err(unusable)?;
@@ -132,7 +134,7 @@ impl EmbeddedLog {
         let (requests, taken) = mpsc::channel(QUEUE);
         tokio::spawn(writer.run(taken));
         let EmbeddedConfig { retention, append_timeout, .. } = config;
-        Ok(Self { shared, requests, retention, append_timeout, owner: true })
+        Ok(Self { shared, requests, retention, append_timeout, owner: true, left_bytes })
     }
 
     /// Opens the log of a data folder for an operator command, whether or not a pipeline runs on it.
@@ -151,7 +153,8 @@ impl EmbeddedLog {
         let (requests, taken) = mpsc::channel(QUEUE);
         tokio::spawn(writer.run(taken));
         let append_timeout = ATTACHED_TIMEOUT;
-        Ok(Self { shared, requests, retention: Duration::MAX, append_timeout, owner: false })
+        let retention = Duration::MAX;
+        Ok(Self { shared, requests, retention, append_timeout, owner: false, left_bytes: 0 })
     }
 
     /// Writes what waits, closes the file and gives the folder up. Appends afterwards are unavailable.
@@ -170,6 +173,11 @@ impl EmbeddedLog {
             records: records.load(Ordering::Relaxed),
             used_bytes: used_bytes.load(Ordering::Relaxed),
         }
+    }
+
+    /// Bytes of write-ahead log that were there when this pipeline took the folder: 0 after a clean end.
+    pub(crate) fn left_bytes(&self) -> u64 {
+        self.left_bytes
     }
 
     pub(crate) fn shared(&self) -> Arc<Shared> {
