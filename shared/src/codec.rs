@@ -14,6 +14,8 @@
 //! Unknown headers and unknown fields are ignored, so that a newer writer can precede an older reader.
 //! Everything a record may hold comes from outside; decoding never panics and names what is wrong.
 
+use std::borrow::Cow;
+
 use bytes::BytesMut;
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -162,7 +164,7 @@ pub fn decode(record: &Record) -> Result<Accepted, Malformed> {
     let malformed = |detail: String, id| Malformed { detail, client, id };
     let wire: Wire<'_> = serde_json::from_slice(&record.value)
         .map_err(|error| malformed(format!("value: {}", kind_of(&error)), None))?;
-    let id = wire.id.as_deref().and_then(EventId::parse);
+    let id = wire.id();
     let event = wire.into_event().map_err(|detail| malformed(detail.to_owned(), id))?;
     let mut device = Uuid::encode_buffer();
     let device = event.device_id.0.as_hyphenated().encode_lower(&mut device);
@@ -188,24 +190,34 @@ pub fn decode(record: &Record) -> Result<Accepted, Malformed> {
 #[serde(rename_all = "camelCase")]
 struct Wire<'a> {
     #[serde(borrow, default)]
-    id: Option<std::borrow::Cow<'a, str>>,
+    id: Option<Text<'a>>,
     #[serde(borrow, default)]
-    device_id: Option<std::borrow::Cow<'a, str>>,
+    device_id: Option<Text<'a>>,
     #[serde(borrow, default)]
-    event_type: Option<std::borrow::Cow<'a, str>>,
+    event_type: Option<Text<'a>>,
     value: Option<f64>,
     timestamp: Option<i64>,
     #[serde(borrow, default)]
     metadata: Option<&'a RawValue>,
 }
 
+/// Text that is borrowed where it has no escapes. An optional `Cow` itself would always be a copy.
+#[derive(Deserialize)]
+#[serde(transparent)]
+struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
+
 impl Wire<'_> {
+    fn id(&self) -> Option<EventId> {
+        self.id.as_ref().and_then(|text| EventId::parse(&text.0))
+    }
+
     fn into_event(self) -> Result<Event, &'static str> {
-        let id = self.id.as_deref().and_then(EventId::parse).ok_or("id: not a UUID")?;
-        let device_id =
-            self.device_id.as_deref().and_then(DeviceId::parse).ok_or("deviceId: not a UUID")?;
+        let id = self.id().ok_or("id: not a UUID")?;
+        let device_id = self.device_id.and_then(|text| DeviceId::parse(&text.0));
+        let device_id = device_id.ok_or("deviceId: not a UUID")?;
         let event_type = self
             .event_type
+            .map(|text| text.0)
             .filter(|text| EVENT_TYPE_CHARS.contains(&text.chars().count()) && !has_nul(text))
             .ok_or("eventType: not 2 to 50 characters without U+0000")?;
         let value =

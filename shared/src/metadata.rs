@@ -55,6 +55,13 @@ impl Metadata {
     /// Every fault at once: not an object, too many entries, values that are not scalar, NUL in text.
     pub fn from_json(raw: &RawValue) -> Result<Self, Vec<MetadataFault>> {
         let text = raw.get();
+        if is_written(text) {
+            return Ok(Self(text.into()));
+        }
+        Self::rewritten(text)
+    }
+
+    fn rewritten(text: &str) -> Result<Self, Vec<MetadataFault>> {
         if !text.starts_with('{') {
             return Err(vec![fault("", "Invalid input: expected an object")]);
         }
@@ -68,6 +75,51 @@ impl Metadata {
         }
         if faults.is_empty() { Ok(Self(write(&entries))) } else { Err(faults) }
     }
+}
+
+/// Keys that [`is_written`] compares with each other.
+const FEW_KEYS: usize = 16;
+/// Digits of a number that is surely finite.
+const FEW_DIGITS: usize = 300;
+
+/// Whether this JSON is what [`write()`] makes of it: so it is in every record of the log, which is read again and
+/// again. False also where that takes a closer look.
+fn is_written(text: &str) -> bool {
+    let Some(mut rest) = text.strip_prefix('{') else { return false };
+    let mut keys = [""; FEW_KEYS];
+    let mut count = 0;
+    while let Some((key, value)) = plain_text(rest)
+        && let Some(after) = value.strip_prefix(':').and_then(plain_scalar)
+    {
+        let (known, free) = keys.split_at_mut(count);
+        let Some(place) = free.first_mut().filter(|_| !known.contains(&key)) else { return false };
+        *place = key;
+        count += 1;
+        match after.strip_prefix(',') {
+            Some(next) => rest = next,
+            None => return after == "}",
+        }
+    }
+    text == "{}"
+}
+
+/// A string without escapes, and what follows it.
+fn plain_text(json: &str) -> Option<(&str, &str)> {
+    let (text, after) = json.strip_prefix('"')?.split_once('"')?;
+    (!text.contains('\\')).then_some((text, after))
+}
+
+/// What follows a string without escapes, a boolean or a number without an exponent.
+fn plain_scalar(json: &str) -> Option<&str> {
+    if json.starts_with('"') {
+        return plain_text(json).map(|(_, after)| after);
+    }
+    let (token, after) = json.split_at_checked(json.find([',', '}'])?)?;
+    let is_number = || {
+        let mut bytes = token.bytes();
+        token.len() <= FEW_DIGITS && bytes.all(|byte| matches!(byte, b'0'..=b'9' | b'.' | b'-'))
+    };
+    (token == "true" || token == "false" || is_number()).then_some(after)
 }
 
 const NUL: &str = "must not contain U+0000";
@@ -170,6 +222,8 @@ impl<'de> Visitor<'de> for Entries {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn parse(json: &str) -> Result<Metadata, Vec<MetadataFault>> {
@@ -180,6 +234,49 @@ mod tests {
     fn scalars_are_kept_in_order_and_the_last_of_two_equal_keys_wins() {
         let metadata = parse(r#"{ "b": 1.50, "a" : "x" , "c":true, "b": 2 }"#).unwrap();
         assert_eq!(metadata.as_json(), r#"{"b":2,"a":"x","c":true}"#);
+    }
+
+    /// JSON that is nearly always what `write` makes of it.
+    fn object() -> impl Strategy<Value = String> {
+        let key = prop_oneof![3 => "\"[a-c]{0,2}\"", 1 => r#""(\\u0000|\\"|\\\\|é|,|:|\})?""#];
+        let number =
+            prop_oneof!["-?(0|[1-9][0-9]{0,3})(\\.[0-9]{1,3})?", "[1-9]{1,2}[eE]-?[0-9]{1,3}"];
+        let other = prop_oneof![Just("null"), Just("[1]"), Just("{\"a\":1}")];
+        let value = prop_oneof![
+            4 => key.clone(),
+            4 => number,
+            2 => any::<bool>().prop_map(|flag| flag.to_string()),
+            1 => other.prop_map(str::to_owned),
+        ];
+        let space = prop_oneof![9 => Just(""), 1 => Just(" ")];
+        let entry =
+            (space, key, value).prop_map(|(space, key, value)| format!("{key}:{space}{value}"));
+        prop::collection::vec(entry, 0..20).prop_map(|entries| format!("{{{}}}", entries.join(",")))
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_taken_as_it_is_would_be_written_so(json in object()) {
+            prop_assert_eq!(parse(&json), Metadata::rewritten(&json));
+        }
+    }
+
+    #[test]
+    fn what_was_written_is_taken_as_it_is() {
+        for json in ["{}", r#"{"a":1.50,"b":"x y","c":true,"":-0.1}"#, r#"{"unit":"°C","n":0}"#] {
+            assert!(is_written(json), "{json}");
+            assert_eq!(parse(json).unwrap().as_json(), json);
+        }
+        let huge = format!("{{\"a\":{}}}", "9".repeat(400));
+        let others = [
+            r#"{"a": 1}"#,
+            r#"{"a":1,"a":2}"#,
+            r#"{"a":null}"#,
+            r#"{"a":1e5}"#,
+            r#"{"a":"\n"}"#,
+            &huge,
+        ];
+        assert!(others.iter().all(|json| !is_written(json)));
     }
 
     #[test]
