@@ -42,6 +42,12 @@ impl Ballots {
         (first, settled)
     }
 
+    /// Whether no batch is open, and none was begun since this was asked with the same `last_opened`.
+    pub(super) fn are_idle_since(&self, last_opened: &mut usize) -> bool {
+        let all = self.lock();
+        std::mem::replace(last_opened, all.next) == all.next && all.batches.is_empty()
+    }
+
     /// Takes the result of one record; the last of a batch wakes the caller.
     pub(super) fn settle(&self, number: usize, result: AppendResult) {
         self.lock().change(number, |ballot, index| ballot.settle(index, result));

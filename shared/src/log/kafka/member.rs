@@ -76,7 +76,8 @@ pub(super) fn settings(config: &KafkaConfig, group: &str) -> ClientConfig {
         .set("session.timeout.ms", millis(config.session_timeout))
         .set("heartbeat.interval.ms", millis(config.session_timeout / HEARTBEATS))
         .set("fetch.min.bytes", "1")
-        .set("fetch.wait.max.ms", "50")
+        // A client has one fetch under way at a broker: what is added or resumed waits until that is back.
+        .set("fetch.wait.max.ms", "200")
         .set("queued.min.messages", "20000")
         .set("queued.max.messages.kbytes", QUEUE_KB)
         .set("fetch.message.max.bytes", FETCH_BYTES)

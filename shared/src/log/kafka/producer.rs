@@ -14,6 +14,7 @@
 use std::iter::repeat_n;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
+use std::thread::{self, Thread};
 use std::time::Duration;
 
 use rdkafka::client::ClientContext;
@@ -33,13 +34,16 @@ use super::statistics::{self, Client, ClientMetrics, Told};
 use crate::clock;
 use crate::log::{AppendError, AppendResult, Headers, LogError, NewRecord};
 
-/// How long the thread waits for reports before it looks around. librdkafka's binding spins through the
-/// last millisecond of each wait, so it is not shorter.
+/// How long the thread waits for reports before it looks around.
 const POLL: Duration = Duration::from_millis(250);
+/// Other news than reports that is served after each wait while nothing is appended.
+const NEWS: usize = 16;
 
 /// Accepts batches. Dropping it lets what was accepted go out; it takes nothing more.
 pub(super) struct Producer {
     shared: Arc<Shared>,
+    /// Serves the reports.
+    thread: Thread,
     append_timeout: Duration,
 }
 
@@ -73,14 +77,15 @@ impl Producer {
             message_timeout: config.message_timeout,
         });
         let for_thread = Arc::clone(&shared);
-        std::thread::Builder::new()
+        let started = thread::Builder::new()
             .name("kafka-producer".to_owned())
             .spawn(move || {
                 for_thread.serve();
                 drop(token);
             })
             .map_err(unavailable)?;
-        Ok(Self { shared, append_timeout: config.append_timeout })
+        let thread = started.thread().clone();
+        Ok(Self { shared, thread, append_timeout: config.append_timeout })
     }
 
     /// See [`crate::log::EventLog::append`].
@@ -91,6 +96,7 @@ impl Producer {
         let ballots = &self.shared.ballots;
         let (first, settled) = ballots.open(records.len());
         self.shared.hand_over(topic, records, first);
+        self.thread.unpark();
         match tokio::time::timeout(self.append_timeout, settled).await {
             Ok(Ok(results)) => results,
             _ => ballots.give_up(first),
@@ -100,6 +106,7 @@ impl Producer {
     /// Takes no more; the thread delivers the rest, for `message_timeout` at most, and ends.
     pub(super) fn stop(&self) {
         self.shared.stopping.store(true, Ordering::Release);
+        self.thread.unpark();
     }
 }
 
@@ -134,8 +141,11 @@ impl Shared {
 
     /// Serves reports until stopped.
     fn serve(&self) {
+        let mut last_opened = 0;
         while !self.stopping.load(Ordering::Acquire) {
-            if self.poll() {
+            let idle = self.ballots.are_idle_since(&mut last_opened);
+            let dead = if idle { self.rest() } else { self.poll(POLL) };
+            if dead {
                 self.replace();
             }
         }
@@ -147,12 +157,19 @@ impl Shared {
         }
     }
 
-    /// Serves reports for a while; true when the producer is beyond repair. Asked for, because the fatal
+    /// Waits until something is appended, and serves what came meanwhile; true as below. Not by a poll: librdkafka's
+    /// binding spins through the last millisecond of each wait.
+    fn rest(&self) -> bool {
+        thread::park_timeout(POLL);
+        (0..NEWS).any(|_| self.poll(Duration::ZERO))
+    }
+
+    /// Serves reports for so long; true when the producer is beyond repair. Asked for, because the fatal
     /// error is not told to the context in every case.
-    fn poll(&self) -> bool {
+    fn poll(&self, patience: Duration) -> bool {
         let guard = self.current.read().unwrap_or_else(PoisonError::into_inner);
         let Some(producer) = guard.as_ref() else { return false };
-        producer.poll(POLL);
+        producer.poll(patience);
         producer.client().fatal_error().is_some()
     }
 
