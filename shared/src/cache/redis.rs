@@ -61,6 +61,10 @@ const CHARGE: &str = "local t=redis.call('TIME') local now=t[1]*1000000+t[2] \
     redis.call('SET',KEYS[1],struct.pack('<dd',debt,now),'PX',math.ceil(debt*1000/per_second)+1) \
     return string.format('%.0f',debt*1000000000)";
 
+/// Arguments of the longest `SET` of a lock, and their bytes beside the namespace.
+const SET_ARGS: usize = 7;
+const SET_BYTES: usize = 80;
+
 const ENTRY: u8 = b'E';
 const REVOKED: u8 = b'R';
 
@@ -167,11 +171,18 @@ impl RedisCache {
         named(&self.namespace, b'k', &hash.0)
     }
 
+    /// `SET` of a lock record, with room for all that may follow: begun empty, a command is moved five times while it
+    /// grows, and every event takes two.
+    fn set_lock(&self, key: LockKey, record: &LockRecord) -> Cmd {
+        let mut set = Cmd::with_capacity(SET_ARGS, SET_BYTES + self.namespace.len());
+        set.arg("SET").arg(self.lock_key(key)).arg(&record.to_bytes()[..]);
+        set
+    }
+
     fn change_command(&self, change: &LockChange, now_ms: i64) -> Cmd {
         match change {
             LockChange::Finish(key, record) => {
-                let mut set = redis::cmd("SET");
-                set.arg(self.lock_key(*key)).arg(&record.to_bytes()[..]);
+                let mut set = self.set_lock(*key, record);
                 // Not KEEPTTL: had the key just expired, it would be written for ever.
                 set.arg("PX").arg(remaining_life_ms(record, now_ms));
                 set
@@ -203,11 +214,11 @@ impl Cache for RedisCache {
         }
         let mut pipeline = Pipeline::with_capacity(requests.len() + LOOK_COMMANDS);
         for request in requests {
-            let Some(record) = request.record else {
+            let Some(record) = &request.record else {
                 pipeline.cmd("GET").arg(self.lock_key(request.key));
                 continue;
             };
-            pipeline.cmd("SET").arg(self.lock_key(request.key)).arg(&record.to_bytes()[..]);
+            pipeline.add_command(self.set_lock(request.key, record));
             pipeline.arg("NX").arg("GET").arg("PX").arg(millis(LOCK_LIFE));
         }
         self.sentinel.look(&mut pipeline);
