@@ -1,14 +1,14 @@
 //! The bus on Redis Pub/Sub.
 //!
-//! Publishing is a `PUBLISH` a message, pipelined on a shared connection. Each subscription has a connection of its own
-//! whose socket is always drained: Redis disconnects a subscriber that does not read.
+//! Publishing is pipelined on a shared connection. Each subscription has a connection of its own whose socket is always
+//! drained: Redis disconnects a subscriber that does not read.
 //!
-//! Channels are `NAMESPACE live:{PARTITION}` and `NAMESPACE keys` without the space. The partition is
-//! written as a hash tag, ready for sharded Pub/Sub; that is not used, because `SSUBSCRIBE` must go to
-//! the node that owns the slot, which takes the library's cluster client. Plain `PUBLISH` is correct on
-//! a cluster too, every node passes every message on.
+//! Redis knows two channels, `NAMESPACE live` and `NAMESPACE keys` without the space. Live messages of one publish are
+//! one message there ([`packed`]), whatever their partitions; a subscription drops those it did not ask for, and nobody
+//! asks for a part. Sharded Pub/Sub, a channel a partition, is not used: `SSUBSCRIBE` must go to the node that owns the
+//! slot, which takes the library's cluster client. Plain `PUBLISH` is correct on a cluster too, every node passes every
+//! message on.
 
-use std::collections::HashMap;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -18,9 +18,11 @@ use redis::{Client, Pipeline};
 use super::{Bus, BusError, Channel, Subscription};
 use crate::cache::redis::link::{self, Link, unless_refused};
 
+mod packed;
 mod subscription;
 
-use subscription::RedisSubscription;
+use packed::pack;
+use subscription::{RedisSubscription, Wanted};
 
 /// Where the Redis is and how patient the bus is with it.
 #[derive(Debug, Clone)]
@@ -59,10 +61,11 @@ impl RedisBus {
     }
 
     fn name(&self, channel: Channel) -> String {
-        match channel {
-            Channel::Live(partition) => format!("{}live:{{{partition}}}", self.config.namespace),
-            Channel::Keys => format!("{}keys", self.config.namespace),
-        }
+        let name = match channel {
+            Channel::Live(_) => "live",
+            Channel::Keys => "keys",
+        };
+        format!("{}{name}", self.config.namespace)
     }
 }
 
@@ -72,8 +75,16 @@ impl Bus for RedisBus {
         if messages.is_empty() {
             return Ok(()); // to nothing the library would wait for an answer
         }
-        let mut pipeline = Pipeline::with_capacity(messages.len());
-        for (channel, message) in messages {
+        let live = messages.iter().filter_map(|(channel, message)| match channel {
+            Channel::Live(partition) => Some((*partition, message)),
+            Channel::Keys => None,
+        });
+        let keys = messages.iter().filter(|(channel, _)| *channel == Channel::Keys);
+        let mut pipeline = Pipeline::new();
+        if let Some(live) = pack(live) {
+            pipeline.cmd("PUBLISH").arg(self.name(Channel::Live(0))).arg(&live[..]);
+        }
+        for (channel, message) in keys {
             pipeline.cmd("PUBLISH").arg(self.name(*channel)).arg(&message[..]);
         }
         let answers = self.link.call(&pipeline).await.map_err(BusError)?;
@@ -82,9 +93,13 @@ impl Bus for RedisBus {
     }
 
     async fn subscribe(&self, channels: &[Channel]) -> Box<dyn Subscription> {
-        let names: HashMap<Vec<u8>, Channel> =
-            channels.iter().map(|channel| (self.name(*channel).into_bytes(), *channel)).collect();
-        Box::new(RedisSubscription::start(self.client.clone(), self.config.clone(), names))
+        let names = channels.iter().map(|channel| self.name(*channel).into_bytes()).collect();
+        let wanted = Wanted {
+            names,
+            live: self.name(Channel::Live(0)).into_bytes(),
+            channels: channels.iter().copied().collect(),
+        };
+        Box::new(RedisSubscription::start(self.client.clone(), self.config.clone(), wanted))
     }
 }
 

@@ -3,7 +3,7 @@
 //! The library calls [`Feed::take`] from the task that reads the socket, for confirmations, messages and
 //! the end of the connection alike, so what the reader hears has the order of the socket.
 
-use std::collections::HashMap;
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -15,12 +15,22 @@ use tokio::sync::Notify;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::RedisBusConfig;
+use super::packed::unpack;
 use crate::bus::queue::Queue;
 use crate::bus::{BusEvent, Channel, Subscription};
 use crate::cache::redis::link::connect_timeout;
 
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: Duration = Duration::from_millis(400);
+
+/// What a subscription is to hear.
+pub(super) struct Wanted {
+    /// Redis' names of its channels.
+    pub(super) names: HashSet<Vec<u8>>,
+    /// The one on which live messages come.
+    pub(super) live: Vec<u8>,
+    pub(super) channels: HashSet<Channel>,
+}
 
 pub(super) struct RedisSubscription {
     queue: Arc<Queue>,
@@ -29,13 +39,9 @@ pub(super) struct RedisSubscription {
 }
 
 impl RedisSubscription {
-    pub(super) fn start(
-        client: Client,
-        config: RedisBusConfig,
-        names: HashMap<Vec<u8>, Channel>,
-    ) -> Self {
+    pub(super) fn start(client: Client, config: RedisBusConfig, wanted: Wanted) -> Self {
         let queue = Arc::new(Queue::default());
-        let keeper = Keeper { client, config, names: Arc::new(names), queue: Arc::clone(&queue) };
+        let keeper = Keeper { client, config, wanted: Arc::new(wanted), queue: Arc::clone(&queue) };
         Self { queue, _task: AbortOnDropHandle::new(tokio::spawn(keeper.run())) }
     }
 }
@@ -50,7 +56,7 @@ impl Subscription for RedisSubscription {
 struct Keeper {
     client: Client,
     config: RedisBusConfig,
-    names: Arc<HashMap<Vec<u8>, Channel>>,
+    wanted: Arc<Wanted>,
     queue: Arc<Queue>,
 }
 
@@ -59,7 +65,7 @@ impl Keeper {
         let mut number = 0;
         let mut pause = FIRST_PAUSE;
         loop {
-            let feed = Arc::new(Feed::new(number, &self.names, &self.queue));
+            let feed = Arc::new(Feed::new(number, &self.wanted, &self.queue));
             match self.connect(&feed).await {
                 Ok(connection) => {
                     pause = FIRST_PAUSE;
@@ -93,7 +99,7 @@ impl Keeper {
         let attempt = async {
             let mut connection =
                 self.client.get_multiplexed_async_connection_with_config(&config).await?;
-            let names: Vec<&[u8]> = self.names.keys().map(Vec::as_slice).collect();
+            let names: Vec<&[u8]> = self.wanted.names.iter().map(Vec::as_slice).collect();
             connection.subscribe(names).await?;
             RedisResult::Ok(connection)
         };
@@ -121,19 +127,19 @@ impl Keeper {
 /// Takes what one connection delivers.
 struct Feed {
     number: u64,
-    names: Arc<HashMap<Vec<u8>, Channel>>,
+    wanted: Arc<Wanted>,
     queue: Arc<Queue>,
     unconfirmed: AtomicUsize,
     lost: Notify,
 }
 
 impl Feed {
-    fn new(number: u64, names: &Arc<HashMap<Vec<u8>, Channel>>, queue: &Arc<Queue>) -> Self {
+    fn new(number: u64, wanted: &Arc<Wanted>, queue: &Arc<Queue>) -> Self {
         Self {
             number,
-            names: Arc::clone(names),
+            wanted: Arc::clone(wanted),
             queue: Arc::clone(queue),
-            unconfirmed: AtomicUsize::new(names.len()),
+            unconfirmed: AtomicUsize::new(wanted.names.len()),
             lost: Notify::new(),
         }
     }
@@ -160,10 +166,17 @@ impl Feed {
         else {
             return;
         };
-        if let Some(channel) = self.names.get(&name)
-            && self.confirmed()
-        {
-            self.queue.message(self.number, *channel, message.into());
+        if !self.confirmed() {
+            return;
+        }
+        if name != self.wanted.live {
+            return self.queue.message(self.number, Channel::Keys, message.into());
+        }
+        for (partition, message) in unpack(message.into()) {
+            let channel = Channel::Live(partition);
+            if self.wanted.channels.contains(&channel) {
+                self.queue.message(self.number, channel, message);
+            }
         }
     }
 }
