@@ -4,8 +4,8 @@ use axum::body::Body;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use hyper::upgrade::OnUpgrade;
-use hyper_util::rt::TokioIo;
 use pulsestream_shared::header_list;
+use pulsestream_shared::service::Upgraded;
 use tungstenite::handshake::derive_accept_key;
 
 use crate::line::{Line, WebSocket};
@@ -37,7 +37,10 @@ impl Upgrade {
         let on = self.on;
         tokio::spawn(async move {
             match on.await {
-                Ok(upgraded) => serve(Line::open(TokioIo::new(upgraded)).await).await,
+                Ok(upgraded) => {
+                    let (connection, begun) = Upgraded::of(upgraded);
+                    serve(Line::open(connection, begun).await).await;
+                }
                 // The client's doing.
                 Err(error) => tracing::debug!(%error, "no WebSocket came of a handshake"),
             }

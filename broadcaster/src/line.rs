@@ -10,14 +10,13 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf as _, Bytes};
-use hyper::upgrade::Upgraded;
-use hyper_util::rt::TokioIo;
+use pulsestream_shared::service::Upgraded;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_tungstenite::WebSocketStream;
 use tungstenite::protocol::{Role, WebSocketConfig};
 
 /// A WebSocket as the library has it.
-pub(crate) type WebSocket = WebSocketStream<Line<TokioIo<Upgraded>>>;
+pub(crate) type WebSocket = WebSocketStream<Line<Upgraded>>;
 
 /// The library's default of 128 KiB would be the memory of an idle socket; what a client sends here is
 /// tiny.
@@ -26,6 +25,18 @@ const READ_BUFFER_BYTES: usize = 512;
 const MAX_MESSAGE_BYTES: usize = 16 * 1_024;
 /// Frames written with one call.
 const SLICES: usize = 32;
+
+/// What a task writes to that is not the socket's own.
+pub(crate) trait Open {
+    /// Writes what is taken at once. Nobody is woken for the rest.
+    fn write_now(&mut self, bytes: &[u8]) -> io::Result<usize>;
+}
+
+impl Open for Upgraded {
+    fn write_now(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.write_now(bytes)
+    }
+}
 
 pub(crate) struct Line<S> {
     io: S,
@@ -36,31 +47,20 @@ pub(crate) struct Line<S> {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Line<S> {
-    pub(crate) async fn open(io: S) -> WebSocketStream<Self> {
+    /// A WebSocket of which this much was read already.
+    pub(crate) async fn open(io: S, begun: Bytes) -> WebSocketStream<Self> {
         let config = WebSocketConfig::default()
             .read_buffer_size(READ_BUFFER_BYTES)
             .write_buffer_size(READ_BUFFER_BYTES)
             .max_message_size(Some(MAX_MESSAGE_BYTES))
             .max_frame_size(Some(MAX_MESSAGE_BYTES));
         let line = Self { io, rest: VecDeque::new(), jammed: false };
-        WebSocketStream::from_raw_socket(line, Role::Server, Some(config)).await
+        WebSocketStream::from_partially_read(line, begun.into(), Role::Server, Some(config)).await
     }
 
     /// Whether something waits to be written.
     pub(crate) fn is_waiting(&self) -> bool {
         self.jammed || !self.rest.is_empty()
-    }
-
-    /// Writes frames when nothing waits before them: what is not taken at once waits here.
-    pub(crate) fn write_now(&mut self, frames: &Bytes, cx: &mut Context<'_>) -> io::Result<()> {
-        let written = match Pin::new(&mut self.io).poll_write(cx, frames) {
-            Poll::Ready(written) => written?,
-            Poll::Pending => 0,
-        };
-        if written < frames.len() {
-            self.rest.push_back(frames.slice(written..));
-        }
-        Ok(())
     }
 
     /// Adds frames; the next flush writes them.
@@ -93,6 +93,20 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Line<S> {
         // What a slow client once made of it is not kept.
         self.rest = VecDeque::new();
         Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: Open> Line<S> {
+    /// Writes frames when nothing waits before them: what is not taken at once waits here.
+    pub(crate) fn write_now(&mut self, frames: &Bytes) -> io::Result<()> {
+        let written = match self.io.write_now(frames) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
+            written => written?,
+        };
+        if written < frames.len() {
+            self.rest.push_back(frames.slice(written..));
+        }
+        Ok(())
     }
 }
 

@@ -8,7 +8,7 @@
 //! closed instead.
 
 use std::pin::pin;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -32,8 +32,8 @@ use crate::wish::Wish;
 /// How long what is due is still sent when the server ends.
 const LAST_WORDS: Duration = Duration::from_secs(3);
 
-/// The subscription of the query.
-const MAIN: &str = "main";
+/// The name of the query's subscription, one for all sockets: a fan-out compares names for each of them.
+static MAIN: LazyLock<Arc<str>> = LazyLock::new(|| "main".into());
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Contract {
@@ -67,7 +67,7 @@ impl Socket {
         let hello = frames::hello(&start, stream.heartbeat_ms());
         let mut socket = Self::new(stream, admitted, Contract::Framed);
         socket.greeting.push(hello);
-        socket.add(Dialect::Framed(MAIN.into()), wish, start);
+        socket.add(Dialect::Framed(MAIN.clone()), wish, start);
         socket
     }
 

@@ -5,13 +5,12 @@
 
 use std::future::poll_fn;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Waker, ready};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{SinkExt as _, StreamExt as _, stream};
-use hyper::upgrade::Upgraded;
-use hyper_util::rt::TokioIo;
+use pulsestream_shared::service::Upgraded;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::error::Elapsed;
 use tokio::time::timeout;
@@ -19,7 +18,7 @@ use tokio_tungstenite::WebSocketStream;
 use tungstenite::{Error, Message};
 
 use crate::close::Messages;
-use crate::line::Line;
+use crate::line::{Line, Open};
 
 /// A socket that takes nothing for so long is closed.
 pub(crate) const STUCK: Duration = Duration::from_secs(15);
@@ -68,7 +67,7 @@ pub(crate) trait Outlet: Send + Sync {
     fn offer(&self, frames: &Bytes) -> Offered;
 }
 
-pub(crate) struct Wire<S = TokioIo<Upgraded>>(Mutex<Inner<S>>);
+pub(crate) struct Wire<S = Upgraded>(Mutex<Inner<S>>);
 
 struct Inner<S> {
     websocket: WebSocketStream<Line<S>>,
@@ -76,7 +75,7 @@ struct Inner<S> {
     busy: bool,
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin + Send> Outlet for Wire<S> {
+impl<S: AsyncRead + AsyncWrite + Open + Unpin + Send> Outlet for Wire<S> {
     fn offer(&self, frames: &Bytes) -> Offered {
         let mut inner = self.inner();
         if inner.is_busy() {
@@ -84,7 +83,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Outlet for Wire<S> {
         }
         let line = inner.websocket.get_mut();
         // Nobody is to be woken: the socket's task writes the rest.
-        match line.write_now(frames, &mut Context::from_waker(Waker::noop())) {
+        match line.write_now(frames) {
             Err(_) => Offered::Gone,
             Ok(()) if line.is_waiting() => Offered::Kept,
             Ok(()) => Offered::Written,
@@ -185,10 +184,13 @@ where
 
 #[cfg(test)]
 mod tests {
+    use std::io;
+    use std::pin::Pin;
     use std::sync::Arc;
+    use std::task::Waker;
 
     use proptest::prelude::*;
-    use tokio::io::duplex;
+    use tokio::io::{DuplexStream, duplex};
     use tokio::task::yield_now;
     use tungstenite::protocol::Role;
 
@@ -227,10 +229,19 @@ mod tests {
         (text, frame)
     }
 
+    impl Open for DuplexStream {
+        fn write_now(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            match Pin::new(self).poll_write(&mut Context::from_waker(Waker::noop()), bytes) {
+                Poll::Ready(written) => written,
+                Poll::Pending => Err(io::ErrorKind::WouldBlock.into()),
+            }
+        }
+    }
+
     async fn check(ops: Vec<Op>) {
         // So little room that most frames are cut.
         let (near, far) = duplex(100);
-        let wire = Arc::new(Wire::new(Line::open(near).await));
+        let wire = Arc::new(Wire::new(Line::open(near, Bytes::new()).await));
         let client = WebSocketStream::from_raw_socket(far, Role::Client, None).await;
         let (mut to_server, mut from_server) = client.split();
         let (mut expected, mut seen, mut next) = (Vec::new(), Vec::new(), 0);

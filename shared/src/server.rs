@@ -20,6 +20,7 @@ mod impatience;
 mod manners;
 mod routes;
 mod tls;
+mod upgraded;
 
 #[cfg(test)]
 mod tests;
@@ -29,6 +30,7 @@ pub(crate) use self::manners::Manners;
 pub use self::routes::Routes;
 pub(crate) use self::tls::Tls;
 pub use self::tls::TlsError;
+pub use self::upgraded::Upgraded;
 
 /// Who is at the other end of a request's connection: a client, or a proxy in front. Every request has it as an
 /// extension, except `POST`.

@@ -23,7 +23,7 @@ use crate::engine::{Engine, OpenError};
 use crate::metrics;
 use crate::problem::{Code, Problem};
 use crate::server::{self, Manners, Terms, Tls};
-pub use crate::server::{Peer, Routes, TlsError};
+pub use crate::server::{Peer, Routes, TlsError, Upgraded};
 use crate::shutdown::Shutdown;
 use crate::traces::Traces;
 

@@ -24,6 +24,10 @@ impl<S> Impatient<S> {
         Self { stream, patience, waiting: None }
     }
 
+    pub(super) fn get_ref(&self) -> &S {
+        &self.stream
+    }
+
     fn watch<T>(
         &mut self,
         cx: &mut Context<'_>,
