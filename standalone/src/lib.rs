@@ -18,6 +18,7 @@ mod config_commands;
 mod dlq;
 mod healthcheck;
 mod keys;
+mod memory;
 mod output;
 mod roles;
 
@@ -72,7 +73,10 @@ fn run(command: Command, loaded: Loaded) -> Result<(), Failure> {
     match command {
         Command::Up => block_on(roles::up(loaded.config))?,
         Command::Gateway => block_on(roles::gateway(loaded.config))?,
-        Command::Consumer => block_on(roles::consumer(loaded.config))?,
+        Command::Consumer => {
+            memory::give_back_at_once();
+            block_on(roles::consumer(loaded.config))?;
+        }
         Command::Broadcaster => block_on(roles::broadcaster(loaded.config))?,
         Command::Migrate => block_on(roles::migrate(loaded.config))?,
         Command::Keys(command) => block_on(keys::run(command, loaded.config))?,

@@ -134,6 +134,23 @@ async fn healthcheck_is_0_when_ready_and_1_when_not() {
     assert_eq!(ended.code, Some(1), "{ended:?}");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_consumer_gives_freed_memory_back_at_once_unless_it_is_told_when() {
+    let site = Site::new(Engines::Servers).await;
+    for (told, delay) in [(None, "0"), (Some("50"), "50")] {
+        let setting = told.map(|delay| ("MIMALLOC_PURGE_DELAY".to_owned(), delay.to_owned()));
+        let variables = site.home.variables.clone().into_iter().chain(setting).collect();
+        let mut consumer = Process::start("consumer", &variables).await;
+        consumer.ready().await;
+        let pid = consumer.pid().expect("it runs");
+        let environment = std::fs::read(format!("/proc/{pid}/environ")).expect("its environment");
+        let expected = format!("MIMALLOC_PURGE_DELAY={delay}");
+        assert!(environment.split(|byte| *byte == 0).any(|each| each == expected.as_bytes()));
+        assert_eq!(consumer.terminate().await, Some(0));
+    }
+    site.remove().await;
+}
+
 #[tokio::test]
 async fn config_show_hides_secrets_and_tells_where_values_came_from() {
     let settings = variables(&[
