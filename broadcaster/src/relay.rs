@@ -97,9 +97,12 @@ impl Relay {
             tokio::select! {
                 event = self.consumer.next() => self.handle_ready(event?).await?,
                 _ = positions.tick() => self.tell_positions().await,
-                _ = epochs.tick() => if let Err(error) = self.check_epoch().await {
-                    tracing::debug!(%error, "the log's epoch is not known now");
-                },
+                _ = epochs.tick() => {
+                    if let Err(error) = self.check_epoch().await {
+                        tracing::debug!(%error, "the log's epoch is not known now");
+                    }
+                    self.measure_lag().await;
+                }
             }
         }
     }
@@ -244,9 +247,13 @@ impl Relay {
             (Channel::Live(partition), range.encode())
         };
         let positions: Vec<_> = self.places.iter().map(position).collect();
-        if self.engine.bus.publish(&positions).await.is_err() {
-            return; // told again in a second
+        if let Err(error) = self.engine.bus.publish(&positions).await {
+            tracing::trace!(%error, "told again in a second");
         }
+    }
+
+    /// Not with every position: to ask for the log's ends is most of what an idle relay costs.
+    async fn measure_lag(&mut self) {
         let bounds = self.engine.log.bounds(Topic::Raw).await.unwrap_or_default();
         for (&partition, &place) in &self.places {
             let index = usize::try_from(partition).ok();
