@@ -55,6 +55,10 @@ pub fn main() -> ExitCode {
         cli::completions(shell);
         return ExitCode::SUCCESS;
     }
+    let gives_back = match command {
+        Command::Consumer => memory::give_back_at_once(),
+        _ => Ok(()),
+    };
     let flags = cli.settings.flags();
     let loaded = match config::load(cli.config.as_deref(), std::env::vars(), &flags) {
         Ok(loaded) => loaded,
@@ -62,6 +66,9 @@ pub fn main() -> ExitCode {
     };
     if let Err(error) = telemetry::start(&loaded.config.telemetry) {
         return complain(&error, EXIT_USAGE);
+    }
+    if let Err(error) = gives_back {
+        tracing::debug!(%error, "freed memory is kept for a while");
     }
     match run(command, loaded) {
         Ok(()) => ExitCode::SUCCESS,
@@ -73,10 +80,7 @@ fn run(command: Command, loaded: Loaded) -> Result<(), Failure> {
     match command {
         Command::Up => block_on(roles::up(loaded.config))?,
         Command::Gateway => block_on(roles::gateway(loaded.config))?,
-        Command::Consumer => {
-            memory::give_back_at_once();
-            block_on(roles::consumer(loaded.config))?;
-        }
+        Command::Consumer => block_on(roles::consumer(loaded.config))?,
         Command::Broadcaster => block_on(roles::broadcaster(loaded.config))?,
         Command::Migrate => block_on(roles::migrate(loaded.config))?,
         Command::Keys(command) => block_on(keys::run(command, loaded.config))?,

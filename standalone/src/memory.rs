@@ -1,6 +1,7 @@
 //! How soon the allocator gives freed memory back to the system.
 
 use std::env;
+use std::io;
 use std::os::unix::process::CommandExt as _;
 use std::process::Command;
 
@@ -8,20 +9,23 @@ use std::process::Command;
 const PURGE_DELAY: &str = "MIMALLOC_PURGE_DELAY";
 
 /// Begins the program anew, in the same process, with memory given back at once, unless its environment says how soon.
+/// To be called before anything is read: a setting may lie in a pipe, which is read once.
 ///
 /// A consumer frees with every batch what the next one takes; kept for a second, as the allocator does by itself, that is
 /// half as much memory again while it catches up. The allocator reads its settings before `main`, and code could change
 /// them only by unsafe calls.
-pub(crate) fn give_back_at_once() {
+///
+/// # Errors
+/// It could not begin anew; freed memory is kept for a while.
+pub(crate) fn give_back_at_once() -> io::Result<()> {
     if env::var_os(PURGE_DELAY).is_some() {
-        return;
+        return Ok(());
     }
-    let Ok(program) = env::current_exe() else { return };
+    let program = env::current_exe()?;
     let mut arguments = env::args_os();
     let mut anew = Command::new(program);
     if let Some(name) = arguments.next() {
         anew.arg0(name);
     }
-    let error = anew.args(arguments).env(PURGE_DELAY, "0").exec();
-    tracing::debug!(%error, "freed memory is kept for a while");
+    Err(anew.args(arguments).env(PURGE_DELAY, "0").exec())
 }
