@@ -7,11 +7,13 @@
 use std::collections::VecDeque;
 use std::io;
 use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 
 use bytes::{Buf as _, Bytes};
 use pulsestream_shared::service::Upgraded;
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
 use tokio_tungstenite::WebSocketStream;
 use tungstenite::protocol::{Role, WebSocketConfig};
 
@@ -26,15 +28,17 @@ const MAX_MESSAGE_BYTES: usize = 16 * 1_024;
 /// Frames written with one call.
 const SLICES: usize = 32;
 
-/// What a task writes to that is not the socket's own.
+/// What may have a socket to which bytes go as they are.
 pub(crate) trait Open {
-    /// Writes what is taken at once. Nobody is woken for the rest.
-    fn write_now(&mut self, bytes: &[u8]) -> io::Result<usize>;
+    /// That socket.
+    fn socket(&self) -> Option<&TcpStream> {
+        None
+    }
 }
 
 impl Open for Upgraded {
-    fn write_now(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.write_now(bytes)
+    fn socket(&self) -> Option<&TcpStream> {
+        self.socket()
     }
 }
 
@@ -96,12 +100,21 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Line<S> {
     }
 }
 
-impl<S: Open> Line<S> {
-    /// Writes frames when nothing waits before them: what is not taken at once waits here.
+impl<S: AsyncWrite + Open + Unpin> Line<S> {
+    /// Writes frames when nothing waits before them: what is not taken at once waits here, and nobody is woken for it.
+    /// Where there is a socket, the system alone is asked whether there is room, and not the runtime.
     pub(crate) fn write_now(&mut self, frames: &Bytes) -> io::Result<()> {
-        let written = match self.io.write_now(frames) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
-            written => written?,
+        let taken = match self.io.socket() {
+            Some(socket) => Poll::Ready(SockRef::from(socket).send(frames)),
+            None => {
+                let nobody = &mut Context::from_waker(Waker::noop());
+                Pin::new(&mut self.io).poll_write(nobody, frames)
+            }
+        };
+        let written = match taken {
+            Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::WouldBlock => 0,
+            Poll::Ready(written) => written?,
+            Poll::Pending => 0,
         };
         if written < frames.len() {
             self.rest.push_back(frames.slice(written..));

@@ -2,13 +2,12 @@
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use hyper::upgrade;
 use hyper_util::rt::TokioIo;
 use hyper_util::server::conn::auto::upgrade::downcast;
-use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
@@ -33,21 +32,12 @@ impl Upgraded {
         }
     }
 
-    /// Writes what the system takes at once, by a task that is not the connection's: nobody is woken for the rest.
-    /// Where it can, it asks the system alone and not the runtime whether there is room.
-    ///
-    /// # Errors
-    /// [`io::ErrorKind::WouldBlock`] when nothing is taken; others end the connection.
-    pub fn write_now(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match &mut self.0 {
-            Inner::Tcp(stream) => SockRef::from(stream.get_ref()).send(bytes),
-            Inner::Wrapped(stream) => {
-                let nobody = &mut Context::from_waker(Waker::noop());
-                match Pin::new(stream).poll_write(nobody, bytes) {
-                    Poll::Ready(written) => written,
-                    Poll::Pending => Err(io::ErrorKind::WouldBlock.into()),
-                }
-            }
+    /// Its socket, where bytes go to that as they are.
+    #[must_use]
+    pub fn socket(&self) -> Option<&TcpStream> {
+        match &self.0 {
+            Inner::Tcp(stream) => Some(stream.get_ref()),
+            Inner::Wrapped(_) => None,
         }
     }
 }
