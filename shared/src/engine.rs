@@ -411,7 +411,8 @@ async fn open_redis_cache(config: &Config) -> Result<Arc<RedisCache>, CacheOpenE
     Ok(Arc::new(cache))
 }
 
-fn kafka_config(config: &Config) -> KafkaConfig {
+/// The part of the settings that the log on Kafka takes.
+pub fn kafka_config(config: &Config) -> KafkaConfig {
     KafkaConfig {
         brokers: config.log.kafka_brokers.clone(),
         namespace: config.log.namespace.clone(),

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use pulsestream_e2e::client::{Answer, Client, PATIENCE, event};
 use pulsestream_e2e::harness::{Engines, Running, start_gateway};
+use pulsestream_shared::engine::kafka_config;
 use pulsestream_shared::log::kafka::damage;
 use pulsestream_shared::testing::proxy::{TcpProxy, Traffic};
 use pulsestream_shared::testing::wait_for;
@@ -20,7 +21,7 @@ use uuid::Uuid;
 use crate::load::{Load, Told, device_of, summary};
 use crate::outage::accept_at_last;
 use crate::own_kafka::{Node, OwnKafka};
-use crate::support::{Site, counter, gauge, kafka_config};
+use crate::support::{Site, counter, gauge};
 
 const PARTITIONS: u32 = 6;
 /// `ingest.request_timeout` and a busy machine.

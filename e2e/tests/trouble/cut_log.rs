@@ -6,12 +6,13 @@ use pulsestream_e2e::client::{Client, PATIENCE, event};
 use pulsestream_e2e::harness::{Engines, start_gateway};
 use pulsestream_e2e::on_both;
 use pulsestream_e2e::process::Process;
+use pulsestream_shared::engine::kafka_config;
 use pulsestream_shared::event::EventId;
 use pulsestream_shared::log::kafka::damage;
 use pulsestream_shared::testing::wait_for;
 use uuid::Uuid;
 
-use crate::support::{Log, Site, counter, devices, kafka_config};
+use crate::support::{Log, Site, counter, devices};
 
 on_both!(
     a_log_shorter_than_the_stored_place_is_read_again_from_its_start,

@@ -4,12 +4,13 @@
 use pulsestream_e2e::client::{Client, Dashboard, PATIENCE, event};
 use pulsestream_e2e::harness::{Engines, Home, Running, start_gateway_and_broadcaster};
 use pulsestream_e2e::on_both;
+use pulsestream_shared::engine::kafka_config;
 use pulsestream_shared::log::{self, EventLog, LIVE_GROUP, LogEvent};
 use pulsestream_shared::testing::wait_for;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use crate::support::{Log, Site, devices, kafka_config};
+use crate::support::{Log, Site, devices};
 
 on_both!(
     a_log_cut_under_a_running_broadcaster_gets_a_new_epoch,

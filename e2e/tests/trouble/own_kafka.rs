@@ -99,9 +99,8 @@ impl Node {
         self.noted("pid")
     }
 
-    /// What `scripts/services` wrote down of it.
-    fn noted(&self, name: &str) -> String {
-        std::fs::read_to_string(self.path(name)).expect(name).trim().to_owned()
+    fn noted(&self, what: &str) -> String {
+        own_services::noted(&self.root, self.name, what)
     }
 
     /// Starts it anew as one whose address is that one, to clients and to the other nodes.

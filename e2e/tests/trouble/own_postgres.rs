@@ -160,7 +160,7 @@ impl OwnPostgres {
     }
 
     fn pid(&self) -> String {
-        std::fs::read_to_string(self.folder().join("pid")).expect("a pid").trim().to_owned()
+        own_services::noted(self.services.root(), "postgres", "pid")
     }
 
     fn children(&self) -> Vec<String> {

@@ -55,6 +55,11 @@ pub(crate) fn folder(root: &Path, service: &str) -> PathBuf {
     elsewhere.map_or_else(|_| root.join(service), |path| path.trim().into())
 }
 
+/// What the script wrote down of a service.
+pub(crate) fn noted(root: &Path, service: &str, what: &str) -> String {
+    std::fs::read_to_string(folder(root, service).join(what)).expect(what).trim().to_owned()
+}
+
 /// Sends processes a signal by name, such as `STOP`.
 pub(crate) async fn signal(name: &str, pids: &[String]) {
     let signal = format!("-{name}");

@@ -10,6 +10,7 @@ use prometheus::Registry;
 use pulsestream_e2e::client::{Client, PATIENCE};
 use pulsestream_e2e::harness::{self, Engines, Home, Running};
 use pulsestream_shared::config::Config;
+use pulsestream_shared::engine::kafka_config;
 use pulsestream_shared::event::{ClientId, EventId};
 use pulsestream_shared::log::embedded::{EmbeddedConfig, EmbeddedLog};
 use pulsestream_shared::log::kafka::{ClientMetrics, KafkaConfig, KafkaLog, damage};
@@ -248,22 +249,6 @@ impl Log {
             Self::Embedded(log) => log.close().await,
             Self::Kafka(log, _) => assert!(log.close(Duration::from_secs(5)).await, "no clean end"),
         }
-    }
-}
-
-pub(crate) fn kafka_config(config: &Config) -> KafkaConfig {
-    KafkaConfig {
-        brokers: config.log.kafka_brokers.clone(),
-        namespace: config.log.namespace.clone(),
-        append_timeout: config.log.append_timeout,
-        message_timeout: config.log.message_timeout,
-        linger: config.log.linger,
-        partitions: config.log.partitions,
-        replication: config.log.replication,
-        retention: config.log.retention,
-        rebalance_protocol: config.log.rebalance_protocol,
-        group_instance_id: config.log.group_instance_id.clone(),
-        session_timeout: config.log.session_timeout,
     }
 }
 
