@@ -61,11 +61,14 @@ impl RedisBus {
     }
 
     fn name(&self, channel: Channel) -> String {
-        let name = match channel {
-            Channel::Live(_) => "live",
-            Channel::Keys => "keys",
-        };
-        format!("{}{name}", self.config.namespace)
+        match channel {
+            Channel::Live(_) => self.live(),
+            Channel::Keys => format!("{}keys", self.config.namespace),
+        }
+    }
+
+    fn live(&self) -> String {
+        format!("{}live", self.config.namespace)
     }
 }
 
@@ -82,7 +85,7 @@ impl Bus for RedisBus {
         let keys = messages.iter().filter(|(channel, _)| *channel == Channel::Keys);
         let mut pipeline = Pipeline::new();
         if let Some(live) = pack(live) {
-            pipeline.cmd("PUBLISH").arg(self.name(Channel::Live(0))).arg(&live[..]);
+            pipeline.cmd("PUBLISH").arg(self.live()).arg(&live[..]);
         }
         for (channel, message) in keys {
             pipeline.cmd("PUBLISH").arg(self.name(*channel)).arg(&message[..]);
@@ -96,7 +99,7 @@ impl Bus for RedisBus {
         let names = channels.iter().map(|channel| self.name(*channel).into_bytes()).collect();
         let wanted = Wanted {
             names,
-            live: self.name(Channel::Live(0)).into_bytes(),
+            live: self.live().into_bytes(),
             channels: channels.iter().copied().collect(),
         };
         Box::new(RedisSubscription::start(self.client.clone(), self.config.clone(), wanted))
