@@ -19,6 +19,7 @@ use uuid::Uuid;
 
 use crate::metadata::Metadata;
 use crate::openapi::uuid;
+use crate::plain_json::PlainJson;
 
 /// Smallest and largest number of characters of an event type.
 pub const EVENT_TYPE_CHARS: std::ops::RangeInclusive<usize> = 2..=50;
@@ -131,6 +132,29 @@ impl Event {
             json.push_str(metadata.as_json());
         }
         json.push('}');
+    }
+
+    /// Reads what [`Event::to_json`] wrote. `None` for any other JSON, be it an event or not, and for the few
+    /// texts that have to be escaped.
+    pub(crate) fn from_own_json(json: &str) -> Option<Self> {
+        let mut json = PlainJson::new(json);
+        json.literal("{\"id\":")?;
+        let id = EventId::parse(json.string()?)?;
+        json.literal(",\"deviceId\":")?;
+        let device_id = DeviceId::parse(json.string()?)?;
+        json.literal(",\"eventType\":")?;
+        let event_type = json.string()?;
+        json.literal(",\"value\":")?;
+        let value = json.number()?.parse().ok()?;
+        json.literal(",\"timestamp\":")?;
+        let timestamp_ms = json.number()?.parse().ok().filter(|ms| *ms > 0)?;
+        let metadata = match json.literal(",\"metadata\":") {
+            Some(()) => Some(Metadata::take(&mut json)?),
+            None => None,
+        };
+        let is_event = EVENT_TYPE_CHARS.contains(&event_type.chars().count()) && json.rest() == "}";
+        let event_type = event_type.to_owned();
+        is_event.then_some(Self { id, device_id, event_type, value, timestamp_ms, metadata })
     }
 }
 

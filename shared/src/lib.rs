@@ -21,6 +21,7 @@ pub mod metrics;
 pub mod openapi;
 pub mod origins;
 pub mod page;
+mod plain_json;
 pub mod problem;
 pub mod process;
 pub mod request_id;

@@ -10,6 +10,7 @@ use serde::de::{self, DeserializeSeed, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
 use crate::event::{NO_NUL, push_json_string, push_number};
+use crate::plain_json::PlainJson;
 
 /// Most entries one event may carry.
 pub const MAX_ENTRIES: usize = 64;
@@ -55,10 +56,19 @@ impl Metadata {
     /// Every fault at once: not an object, too many entries, values that are not scalar, NUL in text.
     pub fn from_json(raw: &RawValue) -> Result<Self, Vec<MetadataFault>> {
         let text = raw.get();
-        if is_written(text) {
-            return Ok(Self(text.into()));
+        let mut json = PlainJson::new(text);
+        match Self::take(&mut json) {
+            Some(metadata) if json.rest().is_empty() => Ok(metadata),
+            _ => Self::rewritten(text),
         }
-        Self::rewritten(text)
+    }
+
+    /// Takes what [`Metadata::as_json`] gave from the front; `None` when it may be something else.
+    pub(crate) fn take(json: &mut PlainJson<'_>) -> Option<Self> {
+        let text = json.rest();
+        take_map(json)?;
+        let (map, _) = text.split_at_checked(text.len() - json.rest().len())?;
+        Some(Self(map.into()))
     }
 
     fn rewritten(text: &str) -> Result<Self, Vec<MetadataFault>> {
@@ -77,49 +87,29 @@ impl Metadata {
     }
 }
 
-/// Keys that [`is_written`] compares with each other.
+/// Keys that [`take_map`] compares with each other.
 const FEW_KEYS: usize = 16;
-/// Digits of a number that is surely finite.
-const FEW_DIGITS: usize = 300;
 
-/// Whether this JSON is what [`write()`] makes of it: so it is in every record of the log, which is read again and
-/// again. False also where that takes a closer look.
-fn is_written(text: &str) -> bool {
-    let Some(mut rest) = text.strip_prefix('{') else { return false };
+/// Takes a map that is what [`write()`] makes of it, as in every record of the log. `None` also where that takes a
+/// closer look.
+fn take_map(json: &mut PlainJson<'_>) -> Option<()> {
     let mut keys = [""; FEW_KEYS];
     let mut count = 0;
-    while let Some((key, value)) = plain_text(rest)
-        && let Some(after) = value.strip_prefix(':').and_then(plain_scalar)
-    {
+    json.literal("{")?;
+    if json.literal("}").is_some() {
+        return Some(());
+    }
+    loop {
+        let key = json.string()?;
         let (known, free) = keys.split_at_mut(count);
-        let Some(place) = free.first_mut().filter(|_| !known.contains(&key)) else { return false };
-        *place = key;
+        *free.first_mut().filter(|_| !known.contains(&key))? = key;
         count += 1;
-        match after.strip_prefix(',') {
-            Some(next) => rest = next,
-            None => return after == "}",
+        json.literal(":")?;
+        json.scalar()?;
+        if json.literal(",").is_none() {
+            return json.literal("}");
         }
     }
-    text == "{}"
-}
-
-/// A string without escapes, and what follows it.
-fn plain_text(json: &str) -> Option<(&str, &str)> {
-    let (text, after) = json.strip_prefix('"')?.split_once('"')?;
-    (!text.contains('\\')).then_some((text, after))
-}
-
-/// What follows a string without escapes, a boolean or a number without an exponent.
-fn plain_scalar(json: &str) -> Option<&str> {
-    if json.starts_with('"') {
-        return plain_text(json).map(|(_, after)| after);
-    }
-    let (token, after) = json.split_at_checked(json.find([',', '}'])?)?;
-    let is_number = || {
-        let mut bytes = token.bytes();
-        token.len() <= FEW_DIGITS && bytes.all(|byte| matches!(byte, b'0'..=b'9' | b'.' | b'-'))
-    };
-    (token == "true" || token == "false" || is_number()).then_some(after)
 }
 
 const NUL: &str = "must not contain U+0000";
@@ -263,8 +253,9 @@ mod tests {
 
     #[test]
     fn what_was_written_is_taken_as_it_is() {
+        let taken = |json: &str| Metadata::take(&mut PlainJson::new(json)).is_some();
         for json in ["{}", r#"{"a":1.50,"b":"x y","c":true,"":-0.1}"#, r#"{"unit":"°C","n":0}"#] {
-            assert!(is_written(json), "{json}");
+            assert!(taken(json), "{json}");
             assert_eq!(parse(json).unwrap().as_json(), json);
         }
         let huge = format!("{{\"a\":{}}}", "9".repeat(400));
@@ -276,7 +267,7 @@ mod tests {
             r#"{"a":"\n"}"#,
             &huge,
         ];
-        assert!(others.iter().all(|json| !is_written(json)));
+        assert!(!others.iter().any(|json| taken(json)));
     }
 
     #[test]

@@ -22,16 +22,17 @@ impl Headers {
 
     /// The value of the first header of that name; `None` when absent or null.
     pub fn get(&self, name: &str) -> Option<&[u8]> {
-        self.iter().find(|(candidate, _)| *candidate == name).and_then(|(_, value)| value)
+        self.packed().find(|(candidate, _)| *candidate == name.as_bytes())?.1
     }
 
     /// Every header in order; a null value is `None`.
     pub fn iter(&self) -> impl Iterator<Item = (&str, Option<&[u8]>)> {
+        self.packed().map_while(|(name, value)| Some((std::str::from_utf8(name).ok()?, value)))
+    }
+
+    fn packed(&self) -> impl Iterator<Item = (&[u8], Option<&[u8]>)> {
         let mut rest: &[u8] = &self.0;
-        std::iter::from_fn(move || {
-            let name = std::str::from_utf8(take_bytes(&mut rest)??).ok()?;
-            Some((name, take_bytes(&mut rest)?))
-        })
+        std::iter::from_fn(move || Some((take_bytes(&mut rest)??, take_bytes(&mut rest)?)))
     }
 
     /// Whether there is none.
