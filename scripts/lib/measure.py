@@ -131,12 +131,12 @@ def await_ready(child, url, within_s=60, status=200):
     sys.exit(f"{url} is not ready")
 
 
-def until(condition, within_s=60):
+def until(condition, within_s=60, every_s=0.02):
     deadline = time.monotonic() + within_s
     while not condition():
         if time.monotonic() > deadline:
             sys.exit("it does not come to its end")
-        time.sleep(0.02)
+        time.sleep(every_s)
 
 
 def await_port(port):
