@@ -56,7 +56,7 @@ pub fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let gives_back = match command {
-        Command::Consumer => memory::give_back_at_once(),
+        Command::Consumer => memory::give_back_soon(),
         _ => Ok(()),
     };
     let flags = cli.settings.flags();
