@@ -29,7 +29,11 @@ const JOB_TIMEOUT: Duration = Duration::from_secs(8);
 const QUICK: Duration = Duration::from_secs(2);
 /// after this long.
 const AGAIN: Duration = Duration::from_millis(50);
-/// An idle reader lets go of its partition, and serves its client's log lines, this often.
+/// How long a reader waits for the read that goes on where the last one ended. At the end of the log its client asks
+/// for more a hundred times a second meanwhile: a second of that for each look at the log's identity was half of what an
+/// idle broadcaster costs.
+const LINGER: Duration = Duration::from_millis(100);
+/// An idle reader serves its client's log lines this often.
 const IDLE: Duration = Duration::from_secs(1);
 /// How long one read waits for records that must be there.
 const READ_TIMEOUT: Duration = Duration::from_secs(3);
@@ -249,7 +253,7 @@ fn serve(settings: &ClientConfig, jobs: &mpsc::Receiver<Job>, idle: &Weak<Idle>)
     };
     let mut reader = Reader { consumer, at: None, pieces: Pieces::default() };
     loop {
-        match jobs.recv_timeout(IDLE) {
+        match jobs.recv_timeout(if reader.at.is_some() { LINGER } else { IDLE }) {
             Ok(Job { work, permit, jobs }) => {
                 work(&mut reader);
                 let Some(idle) = idle.upgrade() else { return };
