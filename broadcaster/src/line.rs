@@ -59,7 +59,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Line<S> {
             .max_message_size(Some(MAX_MESSAGE_BYTES))
             .max_frame_size(Some(MAX_MESSAGE_BYTES));
         let line = Self { io, rest: VecDeque::new(), jammed: false };
-        WebSocketStream::from_partially_read(line, begun.into(), Role::Server, Some(config)).await
+        // A copy, nearly always of nothing: what it came in is the 8 KB the request was read into.
+        let begun = begun.to_vec();
+        WebSocketStream::from_partially_read(line, begun, Role::Server, Some(config)).await
     }
 
     /// Whether something waits to be written.
