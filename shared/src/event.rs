@@ -19,7 +19,7 @@ use uuid::Uuid;
 
 use crate::metadata::Metadata;
 use crate::openapi::uuid;
-use crate::plain_json::PlainJson;
+use crate::plain_json::{PlainJson, is_plain};
 
 /// Smallest and largest number of characters of an event type.
 pub const EVENT_TYPE_CHARS: std::ops::RangeInclusive<usize> = 2..=50;
@@ -170,7 +170,7 @@ fn push(out: &mut String, value: impl fmt::Display) {
 pub(crate) fn push_json_string(out: &mut String, text: &str) {
     out.push('"');
     // Nearly every text.
-    if text.bytes().all(|byte| byte >= 0x20 && byte != b'"' && byte != b'\\') {
+    if text.bytes().all(is_plain) {
         out.push_str(text);
     } else {
         text.chars().for_each(|c| push_escaped(out, c));

@@ -29,7 +29,7 @@ impl<'a> PlainJson<'a> {
     /// Takes a string; gives what is between its quotes.
     pub(crate) fn string(&mut self) -> Option<&'a str> {
         let text = self.0.strip_prefix('"')?;
-        let end = text.bytes().position(|byte| byte < 0x20 || byte == b'"' || byte == b'\\')?;
+        let end = text.bytes().position(|byte| !is_plain(byte))?;
         let (text, rest) = text.split_at_checked(end)?;
         self.0 = rest.strip_prefix('"')?;
         Some(text)
@@ -56,6 +56,11 @@ impl<'a> PlainJson<'a> {
             _ => self.number().map(drop),
         }
     }
+}
+
+/// Whether a byte of a text stands for itself in a JSON string.
+pub(crate) fn is_plain(byte: u8) -> bool {
+    byte >= 0x20 && byte != b'"' && byte != b'\\'
 }
 
 /// Whether digits, points and minus signs stand as they do in a number.
